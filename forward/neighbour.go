@@ -1,0 +1,193 @@
+package forward
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"weft/ident"
+	"weft/wire"
+)
+
+// Neighbour is one link as the packet path sees it.
+type Neighbour struct {
+	plane  *Plane
+	peer   ident.PublicKey
+	id     ident.NodeID
+	index  uint32
+	sender Sender
+	events Events
+
+	up   atomic.Bool
+	keys atomic.Pointer[linkKeys]
+
+	sentPackets, sentBytes atomic.Uint64
+	lastSent               atomic.Int64 // coarse; data only
+
+	mu          sync.Mutex // guards what follows, and the receive windows inside keys
+	from        Endpoint
+	recvPackets uint64 // authentic and fresh, probes included
+	recvBytes   uint64
+	lastRecv    int64
+	badMAC      uint64
+	replayed    uint64
+	flows       map[flowKey]*Flow
+	lastKey     flowKey
+	lastFlow    *Flow
+}
+
+// linkKeys are the keys in force. They are replaced as a whole; only the windows and the send counter inside move on.
+type linkKeys struct {
+	epoch     uint8
+	peerIndex uint32
+	send      wire.HopKey
+	counter   atomic.Uint64 // last used
+	recv      [2]*recvKey   // this epoch's and the previous one's (nil when there is none)
+}
+
+type recvKey struct {
+	epoch  uint8
+	key    wire.HopKey
+	window Window
+}
+
+// Flow counts what a neighbour handed over for one destination in one class. Bytes are those of the end-to-end packets.
+type Flow struct {
+	Dest    ident.NodeID
+	Class   wire.Class
+	Packets uint64
+	Bytes   uint64
+}
+
+type flowKey struct {
+	dest  ident.NodeID
+	class wire.Class
+}
+
+// maxFlows bounds the destinations counted one by one per neighbour; the rest share the entry of NodeID zero.
+const maxFlows = 4096
+
+// Stats describes the traffic on one link.
+type Stats struct {
+	SentPackets, SentBytes uint64 // data and probes
+	RecvPackets, RecvBytes uint64 // authentic and fresh
+	HighestCounter         uint64 // of the current epoch: RecvPackets against it tells loss
+	BadMAC, Replayed       uint64
+	LastSent, LastRecv     time.Time // LastSent: data only. Zero when never
+}
+
+// Index is the receiver index that the peer must put into its headers.
+func (n *Neighbour) Index() uint32 { return n.index }
+
+// Peer returns the neighbour's key.
+func (n *Neighbour) Peer() ident.PublicKey { return n.peer }
+
+// SetUp tells whether the link carries traffic. While it is down, forwarding uses alternates.
+func (n *Neighbour) SetUp(up bool) { n.up.Store(up) }
+
+// Up reports the last SetUp.
+func (n *Neighbour) Up() bool { return n.up.Load() }
+
+// Install puts keys in force. What the peer still sends under the previous epoch's key stays valid until the next Install.
+// A new epoch starts counters and windows afresh, so a key must never be installed twice.
+func (n *Neighbour) Install(epoch uint8, peerIndex uint32, send, recv wire.HopKey) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	k := &linkKeys{epoch: epoch & 0x0f, peerIndex: peerIndex, send: send}
+	k.recv[0] = &recvKey{epoch: epoch & 0x0f, key: recv}
+	if old := n.keys.Load(); old != nil && old.epoch != k.epoch {
+		k.recv[1] = old.recv[0]
+	}
+	n.keys.Store(k)
+}
+
+// SendProbe sends a probe: 24 bytes, all under the MAC. s may name another way than the link's own; nil is the link's own.
+func (n *Neighbour) SendProbe(s Sender, dest uint64, payload [wire.TagLen]byte) error {
+	k := n.keys.Load()
+	if k == nil {
+		return ErrNoRoute
+	}
+	var b [wire.MinHop]byte
+	h := wire.Hop(b[:])
+	h.Start(0, wire.ClassControl, ident.NodeID(dest))
+	copy(h.Payload(), payload[:])
+	h.Seal(k.send, wire.KindProbe, k.epoch, k.peerIndex, n.reserve(k, 1))
+	if s == nil {
+		s = n.sender
+	}
+	n.sentPackets.Add(1)
+	n.sentBytes.Add(wire.MinHop)
+	return s.Send(b[:], len(b))
+}
+
+// Stats returns the link's counters.
+func (n *Neighbour) Stats() Stats {
+	s := Stats{SentPackets: n.sentPackets.Load(), SentBytes: n.sentBytes.Load(), LastSent: when(n.lastSent.Load())}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.RecvPackets, s.RecvBytes, s.BadMAC, s.Replayed = n.recvPackets, n.recvBytes, n.badMAC, n.replayed
+	s.LastRecv = when(n.lastRecv)
+	if k := n.keys.Load(); k != nil {
+		s.HighestCounter = k.recv[0].window.Highest()
+	}
+	return s
+}
+
+func when(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return epoch.Add(time.Duration(ns))
+}
+
+// Flows returns what the neighbour handed over, by destination and class. Destination zero gathers those over the bound.
+func (n *Neighbour) Flows() []Flow {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := make([]Flow, 0, len(n.flows))
+	for _, f := range n.flows {
+		out = append(out, *f)
+	}
+	return out
+}
+
+// reserve takes count consecutive counters and returns the first.
+func (n *Neighbour) reserve(k *linkKeys, count int) uint64 {
+	return k.counter.Add(uint64(count)) - uint64(count) + 1
+}
+
+func (n *Neighbour) transmit(buf []byte, seg, count int) error {
+	n.sentPackets.Add(uint64(count))
+	n.sentBytes.Add(uint64(len(buf)))
+	n.lastSent.Store(coarse())
+	err := n.sender.Send(buf, seg)
+	if err != nil {
+		n.plane.c.sendErrors.Add(1)
+	}
+	return err
+}
+
+// countLocked books a datagram to its flow.
+func (n *Neighbour) countLocked(h wire.Hop) {
+	key := flowKey{h.Dest(), h.Class()}
+	f := n.lastFlow
+	if f == nil || key != n.lastKey {
+		if key.class >= wire.NumClasses {
+			key.class = wire.ClassBulk
+		}
+		f = n.flows[key]
+		if f == nil {
+			if len(n.flows) >= maxFlows {
+				key.dest = 0
+				f = n.flows[key]
+			}
+			if f == nil {
+				f = &Flow{Dest: key.dest, Class: key.class}
+				n.flows[key] = f
+			}
+		}
+		n.lastKey, n.lastFlow = flowKey{h.Dest(), h.Class()}, f
+	}
+	f.Packets++
+	f.Bytes += uint64(len(h) - wire.HopLen)
+}

@@ -1,0 +1,207 @@
+package forward
+
+import (
+	"weft/ident"
+	"weft/wire"
+)
+
+// Receiver takes what one reader goroutine got from a socket or stream.
+type Receiver struct {
+	p    *Plane
+	sink Sink
+}
+
+// NewReceiver returns a receiver for one goroutine.
+func (p *Plane) NewReceiver() *Receiver { return &Receiver{p: p, sink: p.local.NewSink()} }
+
+// Flush ends a read batch: what was gathered for this node is handed on.
+func (r *Receiver) Flush() { r.sink.Flush() }
+
+// verdict stands in the header's reserved byte between the two passes over a buffer. On the wire the byte is zero and
+// under the MAC.
+const (
+	verdictDrop = 0
+	verdictPass = 1
+)
+
+// Receive takes one read: datagrams of seg bytes each, the last may be shorter, all from one endpoint. It works in place,
+// in two passes: the first checks and books every datagram under its neighbour's lock, the second routes them, sending
+// each run of neighbours-in-buffer for the same next hop as one burst without copying.
+func (r *Receiver) Receive(from Endpoint, buf []byte, seg int) {
+	if seg <= 0 {
+		return
+	}
+	in := r.check(from, buf, seg)
+	if in == nil {
+		return
+	}
+	p := r.p
+	var run struct {
+		to         *Neighbour
+		keys       *linkKeys
+		start, end int
+		count      int
+	}
+	flush := func() {
+		if run.count > 0 {
+			p.c.relayed.Add(uint64(run.count))
+			run.to.transmit(buf[run.start:run.end], seg, run.count)
+		}
+		run.count = 0
+	}
+	var last struct {
+		dest ident.NodeID
+		to   *Neighbour
+	}
+	transit := p.transit.Load()
+	for at := 0; at < len(buf); at += seg {
+		end := min(at+seg, len(buf))
+		h := wire.Hop(buf[at:end])
+		if len(h) < wire.MinHop || h[3] != verdictPass {
+			continue
+		}
+		h[3] = 0
+		dest := h.Dest()
+		if dest == p.self {
+			p.c.delivered.Add(1)
+			r.sink.Deliver(h, in)
+			continue
+		}
+		if h.TTL() <= 1 {
+			p.c.ttl.Add(1)
+			continue
+		}
+		to := last.to
+		if to == nil || last.dest != dest || !to.up.Load() {
+			var why = &p.c.noRoute
+			if transit {
+				to, why = p.pick(dest, in)
+			} else {
+				to = nil
+			}
+			if to == nil {
+				why.Add(1)
+				continue
+			}
+			last.dest, last.to = dest, to
+		}
+		if run.count > 0 && (run.to != to || run.end != at || run.count == MaxBurst || end-run.start > MaxBurstBytes) {
+			flush()
+		}
+		if run.count == 0 {
+			run.to, run.keys, run.start = to, to.keys.Load(), at
+			if run.keys == nil {
+				p.c.noKeys.Add(1)
+				continue
+			}
+		}
+		h.SetTTL(h.TTL() - 1)
+		h.Seal(run.keys.send, wire.KindData, run.keys.epoch, run.keys.peerIndex, to.reserve(run.keys, 1))
+		run.count++
+		run.end = end
+	}
+	flush()
+}
+
+// check is the first pass. It returns the neighbour that the datagrams came from, nil when none passed. A buffer has one
+// sender, so one neighbour; datagrams that claim another index are looked up on their own and only that run passes.
+func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
+	p := r.p
+	var in *Neighbour
+	passed := 0
+	var newest bool
+	now := coarse()
+	for at := 0; at < len(buf); at += seg {
+		h := wire.Hop(buf[at:min(at+seg, len(buf))])
+		if !wire.Check(h) {
+			p.c.malformed.Add(1)
+			continue
+		}
+		kind := h.Kind()
+		if h[3] != 0 || h[0]&0xc0 != 0 || kind != wire.KindData && kind != wire.KindProbe {
+			h[3] = verdictDrop
+			p.c.malformed.Add(1)
+			continue
+		}
+		if in == nil {
+			if in = p.neighbour(h.Index()); in == nil {
+				p.c.unknownLink.Add(1)
+				continue
+			}
+			in.mu.Lock()
+		} else if in.index != h.Index() {
+			p.c.unknownLink.Add(1)
+			continue
+		}
+		k := in.keys.Load()
+		if k == nil {
+			p.c.noKeys.Add(1)
+			continue
+		}
+		rk := k.recv[0]
+		if rk.epoch != h.Epoch() {
+			rk = k.recv[1]
+		}
+		if rk == nil || rk.epoch != h.Epoch() || !h.Authentic(rk.key) {
+			in.badMAC++
+			p.c.badMAC.Add(1)
+			continue
+		}
+		counter := h.Counter()
+		ahead := rk == k.recv[0] && counter > rk.window.Highest()
+		if !rk.window.Accept(counter) {
+			in.replayed++
+			p.c.replayed.Add(1)
+			continue
+		}
+		newest = newest || ahead
+		in.recvPackets++
+		in.recvBytes += uint64(len(h))
+		if kind == wire.KindProbe {
+			dest, payload := uint64(h.Dest()), [wire.TagLen]byte(h[wire.HopLen:])
+			if len(h) != wire.MinHop { // bytes that the MAC does not cover
+				in.recvPackets--
+				p.c.malformed.Add(1)
+				continue
+			}
+			in.lastRecv = now
+			moved := in.movedLocked(from, newest)
+			in.mu.Unlock()
+			if moved {
+				in.events.Moved(from)
+			}
+			in.events.Probe(from, dest, payload)
+			in.mu.Lock()
+			continue
+		}
+		in.countLocked(h)
+		h[3] = verdictPass
+		passed++
+	}
+	if in == nil {
+		return nil
+	}
+	if passed > 0 {
+		in.lastRecv = now
+	}
+	moved := passed > 0 && in.movedLocked(from, newest)
+	in.mu.Unlock()
+	if moved {
+		in.events.Moved(from)
+	}
+	if passed == 0 {
+		return nil
+	}
+	return in
+}
+
+// movedLocked notes where the newest datagram came from and reports whether that is a new place. Older datagrams that
+// arrive late do not move a link back.
+func (n *Neighbour) movedLocked(from Endpoint, newest bool) bool {
+	if !newest || n.from == from {
+		return false
+	}
+	first := n.from == Endpoint{}
+	n.from = from
+	return !first
+}
