@@ -52,9 +52,12 @@ func (w *world) LSDB(context.Context) ([]LSDBEntry, error) {
 }
 func (w *world) Firewall(context.Context) (Firewall, error)   { return w.fw, w.err }
 func (w *world) RemovePeer(_ context.Context, p string) error { w.removed = p; return w.err }
-func (w *world) SetFirewall(_ context.Context, f Firewall) (Firewall, error) {
-	w.fw = f
-	return f, w.err
+func (w *world) SetFirewall(_ context.Context, r FirewallRequest) (Firewall, error) {
+	w.fw = Firewall{Groups: r.Groups}
+	for _, rule := range r.Rules {
+		w.fw.Rules = append(w.fw.Rules, FirewallRule{Rule: rule})
+	}
+	return w.fw, w.err
 }
 func (w *world) Trace(_ context.Context, target string) ([]TraceHop, error) {
 	return []TraceHop{{ID: "self"}, {ID: target}}, w.err
@@ -160,8 +163,9 @@ func TestClientServer(t *testing.T) {
 	same("Invite", inv, Invite{Peers: []string{"p"}}, err)
 	joined, err := c.Join(ctx, JoinRequest{Link: "weft://join/x"})
 	same("Join", joined, Joined{Name: "weft://join/x"}, err)
-	fw := Firewall{Enabled: true, Rules: []FirewallRule{{From: "@g", Proto: "tcp", Ports: "22"}}, Groups: map[string][]ident.PublicKey{"g": {k}}}
-	set, err := c.SetFirewall(ctx, fw)
+	groups := map[string][]ident.PublicKey{"g": {k}}
+	fw := Firewall{Rules: []FirewallRule{{Rule: "allow tcp 22 from group:g"}}, Groups: groups}
+	set, err := c.SetFirewall(ctx, FirewallRequest{Rules: []string{"allow tcp 22 from group:g"}, Groups: groups})
 	same("SetFirewall", set, fw, err)
 	got, err := c.Firewall(ctx)
 	same("Firewall", got, fw, err)

@@ -49,7 +49,7 @@ type Peering interface {
 // Gatekeeper rules on who may reach this device.
 type Gatekeeper interface {
 	Firewall(ctx context.Context) (Firewall, error)
-	// SetFirewall replaces groups and rules until the next start and returns
+	// SetFirewall replaces the owner's groups and rules until the next start and returns
 	// what holds now.
-	SetFirewall(ctx context.Context, fw Firewall) (Firewall, error)
+	SetFirewall(ctx context.Context, req FirewallRequest) (Firewall, error)
 }

@@ -94,8 +94,8 @@ func (c *Client) Firewall(ctx context.Context) (Firewall, error) {
 	return call[Firewall](ctx, c, "GET", "/v1/firewall", nil)
 }
 
-func (c *Client) SetFirewall(ctx context.Context, fw Firewall) (Firewall, error) {
-	return call[Firewall](ctx, c, "PUT", "/v1/firewall", fw)
+func (c *Client) SetFirewall(ctx context.Context, req FirewallRequest) (Firewall, error) {
+	return call[Firewall](ctx, c, "PUT", "/v1/firewall", req)
 }
 
 // call does one request and decodes the answer.

@@ -85,8 +85,8 @@ var endpoints = []endpoint{
 		})},
 	{method: "GET", path: "/v1/firewall", summary: "Who may reach this device.", response: Firewall{},
 		serve: one(func(b Backend, r *http.Request) (Firewall, error) { return b.Firewall(r.Context()) })},
-	{method: "PUT", path: "/v1/firewall", summary: "Replace rules and groups until the next start.", request: Firewall{}, response: Firewall{}, changes: true,
-		serve: with(func(b Backend, r *http.Request, req Firewall) (Firewall, error) {
+	{method: "PUT", path: "/v1/firewall", summary: "Replace rules and groups until the next start.", request: FirewallRequest{}, response: Firewall{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req FirewallRequest) (Firewall, error) {
 			return b.SetFirewall(r.Context(), req)
 		})},
 	{method: "POST", path: "/v1/invites", summary: "Make an invitation.", request: InviteRequest{}, response: Invite{}, changes: true,

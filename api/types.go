@@ -199,18 +199,25 @@ type PingReply struct {
 	Error   string     `json:"error,omitempty"` // why it was lost, when that is known
 }
 
-// Firewall is who may open connections to this device over the mesh.
+// Firewall is who may open connections to this device over the mesh. What no
+// rule lets in is refused, except replies and ICMPv6 echo.
 type Firewall struct {
-	Enabled bool                         `json:"enabled"` // false lets everything in
-	Rules   []FirewallRule               `json:"rules"`   // what is let in besides replies and ICMPv6
-	Groups  map[string][]ident.PublicKey `json:"groups"`  // named lists of keys
+	Rules  []FirewallRule               `json:"rules"`           // in the order in which they are asked; the first that matches decides
+	Groups map[string][]ident.PublicKey `json:"groups"`          // named lists of keys
+	Counts map[string]uint64            `json:"counts,omitzero"` // packets, by what became of them
 }
 
-// FirewallRule lets something in.
+// FirewallRule is one rule in force.
 type FirewallRule struct {
-	From  string `json:"from"`            // any, a key, an address or @group
-	Proto string `json:"proto"`           // any, tcp or udp
-	Ports string `json:"ports,omitempty"` // 22, 8000-8100, or empty for all
+	Rule string `json:"rule"`          // such as: allow tcp 22 from group:friends
+	App  bool   `json:"app,omitempty"` // opened by an app or by [[expose]], not written by the owner
+	Hits uint64 `json:"hits"`          // flows that it decided on
+}
+
+// FirewallRequest replaces the owner's rules.
+type FirewallRequest struct {
+	Rules  []string                     `json:"rules"`  // allow|block PROTO [PORTS] [to DEST] from SOURCE
+	Groups map[string][]ident.PublicKey `json:"groups"` // named lists of keys
 }
 
 // InviteRequest asks for an invitation.
