@@ -96,9 +96,23 @@ func (n *Neighbour) Install(epoch uint8, peerIndex uint32, send, recv wire.HopKe
 	k := &linkKeys{epoch: epoch & 0x0f, peerIndex: peerIndex, send: send}
 	k.recv[0] = &recvKey{epoch: epoch & 0x0f, key: recv}
 	if old := n.keys.Load(); old != nil && old.epoch != k.epoch {
+		if next := old.recv[1]; next != nil && next.epoch == k.epoch && next.key == recv {
+			k.recv[0] = next // expected and perhaps in use: its window must live on
+		}
 		k.recv[1] = old.recv[0]
 	}
 	n.keys.Store(k)
+}
+
+// Expect takes the peer's datagrams of the next epoch beside those of the current one, while this side still sends under
+// the current key; Install then completes the change. One end expects before it invites the other to change, so that no
+// datagram is lost. The epoch before the current one ends here.
+func (n *Neighbour) Expect(epoch uint8, recv wire.HopKey) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if k := n.keys.Load(); k != nil && k.epoch != epoch&0x0f {
+		k.recv[1] = &recvKey{epoch: epoch & 0x0f, key: recv}
+	}
 }
 
 // SendProbe sends a probe: 24 bytes, all under the MAC. s may name another way than the link's own; nil is the link's own.
