@@ -209,8 +209,8 @@ type Flow struct {
 type FlowSpec struct {
 	From, To string
 	Addr     netip.Addr // where To listens
-	Time     time.Duration
-	Warmup   time.Duration // left out of the figures
+	Time     time.Duration // whole seconds: iperf3 knows no less
+	Warmup   time.Duration // whole seconds, left out of the figures
 	UDP      int           // payload bytes per datagram; 0 is TCP
 	Rate     float64       // UDP: bit/s
 	Extra    []string
@@ -226,9 +226,9 @@ func (w *World) Iperf(ctx context.Context, f FlowSpec) (Flow, error) {
 	if err := w.AwaitListen(ctx, f.To, 5201, srv); err != nil {
 		return Flow{}, err
 	}
-	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-t", strconv.FormatFloat(f.Time.Seconds(), 'f', -1, 64)}
+	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-t", whole(f.Time)}
 	if f.Warmup > 0 {
-		argv = append(argv, "-O", strconv.FormatFloat(f.Warmup.Seconds(), 'f', -1, 64))
+		argv = append(argv, "-O", whole(f.Warmup))
 	}
 	if f.UDP > 0 {
 		argv = append(argv, "-u", "-l", strconv.Itoa(f.UDP), "-b", strconv.FormatFloat(f.Rate, 'f', 0, 64))
@@ -259,13 +259,17 @@ func (w *World) Iperf(ctx context.Context, f FlowSpec) (Flow, error) {
 	}
 	flow := Flow{BitsPerSecond: res.End.SumReceived.Bits, Bytes: res.End.SumReceived.Bytes, Seconds: res.End.SumReceived.Seconds}
 	if f.UDP > 0 {
-		flow.Packets = res.End.Sum.Packets
+		flow.Packets, flow.Seconds = res.End.Sum.Packets, res.End.Sum.Seconds
 		if flow.Packets == 0 {
 			return flow, errors.New("iperf3 sent no datagram")
 		}
 		flow.Lost = float64(res.End.Sum.LostPackets) / float64(flow.Packets)
 	}
 	return flow, nil
+}
+
+func whole(d time.Duration) string {
+	return strconv.Itoa(max(1, int((d+time.Second-1)/time.Second)))
 }
 
 // AwaitListen waits until something on the node listens on the TCP port; p is who should.

@@ -9,10 +9,8 @@
 package netns
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -39,10 +37,8 @@ type World struct {
 	Prefix string // every namespace is called Prefix-NODE
 	Dir    string // state, configuration and logs: one folder per node
 
-	binary string
-	log    *slog.Logger
-	keep   bool
-	wires  int // namespaces made for LANs
+	opt  Options
+	lans int // namespaces made for them so far
 
 	mu    sync.Mutex
 	nodes map[string]*Node
@@ -63,8 +59,9 @@ type Node struct {
 	ports int
 	uid   int // who runs weft here; 0 is root
 
-	config string   // what its weft.toml holds
-	weft   *Process // nil when not running; guarded by World.mu
+	addr   netip.Addr // cached: a key has one for life
+	config string     // what its weft.toml holds
+	weft   *Process   // nil when not running; guarded by World.mu
 }
 
 // Link joins two nodes, or more when it is a LAN.
@@ -108,17 +105,25 @@ func Usable() error {
 	return nil
 }
 
-func newWorld(binary string, log *slog.Logger, keep bool) (*World, error) {
+// Options say how to build a world.
+type Options struct {
+	Binary string       // the weft program that nodes run
+	Log    *slog.Logger // nil: say nothing
+	Keep   bool         // leave the folder with its logs when the world closes
+}
+
+// New makes an empty world. Build makes one from a manifest.
+func New(opt Options) (*World, error) {
 	if err := Usable(); err != nil {
 		return nil, err
 	}
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
 	}
 	Sweep()
 	w := &World{
 		Prefix: fmt.Sprintf("wl%dx%d", os.Getpid(), worlds.Add(1)),
-		binary: binary, log: log, keep: keep, nodes: map[string]*Node{},
+		opt:    opt, nodes: map[string]*Node{},
 	}
 	dir, err := os.MkdirTemp("", w.Prefix+"-")
 	if err != nil {
@@ -235,7 +240,8 @@ func (w *World) Nodes() []*Node {
 	return all
 }
 
-func (w *World) addNode(name string) (*Node, error) {
+// AddNode adds a machine with nothing but a loopback interface.
+func (w *World) AddNode(name string) (*Node, error) {
 	if w.nodes[name] != nil {
 		return nil, fmt.Errorf("node %q is there twice", name)
 	}
@@ -261,8 +267,8 @@ func (w *World) addNode(name string) (*Node, error) {
 	return n, n.nl.LinkSetUp(lo)
 }
 
-// addLink lays a cable between two nodes, or builds a LAN of more. Interfaces are called eth0, eth1… in the order of the links.
-func (w *World) addLink(name string, ends []string, shape Shape, seed uint64) (*Link, error) {
+// AddLink lays a cable between two nodes, or builds a LAN of more. Interfaces are called eth0, eth1… in the order of the links.
+func (w *World) AddLink(name string, ends []string, shape Shape, seed uint64) (*Link, error) {
 	l := &Link{Name: name, shape: shape}
 	var nodes []*Node
 	for _, e := range ends {
@@ -310,8 +316,8 @@ func (w *World) layVeth(l *Link, nodes []*Node) error {
 
 // layBridge makes a LAN: a namespace that holds a bridge, and a cable from it to every node.
 func (w *World) layBridge(l *Link, nodes []*Node) error {
-	w.wires++
-	hub, err := w.newNamespace(fmt.Sprintf("%s-lan%d~", w.Prefix, w.wires))
+	w.lans++
+	hub, err := w.newNamespace(fmt.Sprintf("%s-lan%d~", w.Prefix, w.lans))
 	if err != nil {
 		return err
 	}
@@ -565,7 +571,7 @@ func (w *World) Close() error {
 		select {
 		case <-p.done:
 		case <-time.After(5 * time.Second):
-			w.log.Warn("a process outlived its world", "name", p.Name, "pid", p.Pid)
+			w.opt.Log.Warn("a process outlived its world", "name", p.Name, "pid", p.Pid)
 		}
 	}
 	for _, l := range links {
@@ -590,11 +596,8 @@ func (w *World) Close() error {
 			errs = append(errs, removeNamespace(e.Name()))
 		}
 	}
-	if !w.keep {
+	if !w.opt.Keep {
 		errs = append(errs, os.RemoveAll(w.Dir))
 	}
 	return errors.Join(errs...)
 }
-
-var _ io.Closer = (*World)(nil)
-var _ = context.Background

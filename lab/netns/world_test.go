@@ -23,7 +23,7 @@ func bare(t *testing.T) *World {
 	if err := Usable(); err != nil {
 		t.Skipf("SKIPPED, the kernel worlds were NOT tested: %v", err)
 	}
-	w, err := newWorld("", nil, false)
+	w, err := New(Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,11 +50,11 @@ func bare(t *testing.T) *World {
 func pair(t *testing.T, w *World, shape Shape) (l *Link, b netip.Addr) {
 	t.Helper()
 	for _, n := range []string{"a", "b"} {
-		if _, err := w.addNode(n); err != nil {
+		if _, err := w.AddNode(n); err != nil {
 			t.Fatal(err)
 		}
 	}
-	l, err := w.addLink("a-b", []string{"a", "b"}, shape, 1)
+	l, err := w.AddLink("a-b", []string{"a", "b"}, shape, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,11 +170,11 @@ func TestLAN(t *testing.T) {
 			w := bare(t)
 			names := []string{"a", "b", "c", "d"}
 			for _, n := range names {
-				if _, err := w.addNode(n); err != nil {
+				if _, err := w.AddNode(n); err != nil {
 					t.Fatal(err)
 				}
 			}
-			l, err := w.addLink("lan", names, shape, 1)
+			l, err := w.AddLink("lan", names, shape, 1)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +207,7 @@ func TestLAN(t *testing.T) {
 
 func TestProcessesEndWithTheWorld(t *testing.T) {
 	w := bare(t)
-	if _, err := w.addNode("a"); err != nil {
+	if _, err := w.AddNode("a"); err != nil {
 		t.Fatal(err)
 	}
 	// A process that ignores SIGTERM, with a child in a process group of its own.
