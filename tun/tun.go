@@ -12,16 +12,13 @@ import (
 // Packet is one IP packet from the host.
 type Packet struct {
 	// Data is the packet, or, when SegSize is not zero, a TCP or UDP super-packet to be cut into segments of SegSize
-	// payload bytes. Headroom bytes before Data[0] and all of Data may be overwritten by the reader.
+	// payload bytes. The reader may overwrite all of it.
 	Data    []byte
 	SegSize uint16
 	// Partial: the TCP or UDP checksum field holds only the pseudo-header sum; whoever needs
 	// the real one computes it. It is only set when the transport header follows the IP header directly.
 	Partial bool
 }
-
-// Headroom is how many bytes before Packet.Data[0] a reader may overwrite.
-const Headroom = 16
 
 // Device is one attachment to a host. Close makes Read return net.ErrClosed.
 type Device interface {

@@ -167,8 +167,8 @@ func (d *device) Read(pkts []Packet) (int, error) {
 
 func (d *device) drain(fd uintptr) bool {
 	at := 0
-	for d.n < len(d.pkts) && arenaLen-at >= Headroom+vnetLen+65536 {
-		b := d.arena[at+Headroom:]
+	for d.n < len(d.pkts) && arenaLen-at >= vnetLen+65536 {
+		b := d.arena[at:]
 		n, err := unix.Read(int(fd), b)
 		switch {
 		case err == unix.EINTR:
@@ -182,7 +182,7 @@ func (d *device) drain(fd uintptr) bool {
 		if p, ok := parseVnet(b[:n]); ok {
 			d.pkts[d.n] = p
 			d.n++
-			at += (Headroom + n + 15) &^ 15
+			at += (n + 15) &^ 15
 		}
 	}
 	return true

@@ -195,3 +195,35 @@ func TestRefusedIsAnErrno(t *testing.T) {
 		t.Errorf("listen on another's address: %v", err)
 	}
 }
+
+func BenchmarkTCP(b *testing.B) {
+	x, y := pair(b, &wire{})
+	l, err := y.Listen(ctx(b), "tcp", ":80")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		c, err := l.Accept()
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		io.Copy(io.Discard, c)
+		c.Close()
+	})
+	c, err := x.DialContext(ctx(b), "tcp", "[200:1111::b]:80")
+	if err != nil {
+		b.Fatal(err)
+	}
+	buf := make([]byte, 64<<10)
+	b.SetBytes(int64(len(buf)))
+	for b.Loop() {
+		if _, err := c.Write(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+	c.Close()
+}

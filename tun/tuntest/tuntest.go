@@ -26,8 +26,7 @@ func New(mtu, depth int) *Device {
 
 // Inject is the host sending p. It blocks while the queue is full.
 func (d *Device) Inject(p tun.Packet) {
-	b := make([]byte, tun.Headroom+len(p.Data))
-	p.Data = b[tun.Headroom : tun.Headroom+copy(b[tun.Headroom:], p.Data)]
+	p.Data = bytes.Clone(p.Data)
 	select {
 	case d.in <- p:
 	case <-d.closed:

@@ -1,0 +1,134 @@
+package session
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/crypto/chacha20poly1305"
+	"golang.org/x/sys/cpu"
+
+	"weft/forward"
+)
+
+// keypair is what one handshake yields.
+type keypair struct {
+	s         *Session
+	send      cipher.AEAD
+	recv      cipher.AEAD
+	cipher    suite
+	local     uint32 // the index that the peer puts into its packets
+	remote    uint32
+	initiator bool
+	created   int64
+	counter   atomic.Uint64 // last used for sending
+	confirmed atomic.Bool   // the peer is known to have the keys
+	dead      atomic.Bool   // no longer in byIndex
+
+	mu     sync.Mutex // guards window
+	window forward.Window
+}
+
+// suite is the AEAD of a key pair, chosen by the responder from what both can do.
+type suite uint8
+
+const (
+	suiteChaCha suite = 1
+	suiteAES    suite = 2 // AES-256-GCM: only where both have it in hardware
+)
+
+func (s suite) String() string {
+	switch s {
+	case suiteChaCha:
+		return "ChaCha20-Poly1305"
+	case suiteAES:
+		return "AES-256-GCM"
+	}
+	return fmt.Sprintf("suite %d", uint8(s))
+}
+
+func (s suite) aead(key [32]byte) (cipher.AEAD, error) {
+	switch s {
+	case suiteChaCha:
+		return chacha20poly1305.New(key[:])
+	case suiteAES:
+		b, err := aes.NewCipher(key[:])
+		if err != nil {
+			return nil, err
+		}
+		return cipher.NewGCM(b)
+	}
+	return nil, fmt.Errorf("unknown %v", s)
+}
+
+// fastAES reports whether AES-GCM runs in hardware here; without, it is slow and leaks through the cache.
+func fastAES() bool {
+	switch runtime.GOARCH {
+	case "amd64", "386":
+		return cpu.X86.HasAES && cpu.X86.HasPCLMULQDQ
+	case "arm64":
+		return cpu.ARM64.HasAES && cpu.ARM64.HasPMULL
+	case "s390x":
+		return cpu.S390X.HasAES && cpu.S390X.HasAESGCM
+	}
+	return false
+}
+
+// own gives k an index and makes it findable.
+func (m *Manager) own(k *keypair) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k.local == 0 || m.byIndex[k.local] != nil {
+		k.local = rand.Uint32()
+	}
+	m.byIndex[k.local] = k
+}
+
+// disown makes keys unusable for receiving.
+func (m *Manager) disown(ks ...*keypair) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range ks {
+		if k != nil {
+			k.dead.Store(true)
+			delete(m.byIndex, k.local)
+		}
+	}
+}
+
+// promote puts a key pair into use that the peer has confirmed by sending with it.
+func (s *Session) promote(k *keypair) {
+	s.mu.Lock()
+	if k.confirmed.Load() || s.next[0] != k && s.next[1] != k {
+		s.mu.Unlock()
+		return
+	}
+	k.confirmed.Store(true)
+	for i, n := range s.next {
+		if n == k {
+			s.next[i] = nil
+		}
+	}
+	out := s.prev
+	s.prev = s.cur.Swap(k)
+	waiting := len(s.pending) > 0
+	s.mu.Unlock()
+	s.m.disown(out)
+	if waiting {
+		s.m.wantHandshake(s) // the worker sends what waits
+	}
+}
+
+// adopt puts a key pair into use that this node's own handshake yielded.
+func (s *Session) adopt(k *keypair) {
+	s.mu.Lock()
+	k.confirmed.Store(true)
+	out := s.prev
+	s.prev = s.cur.Swap(k)
+	s.mu.Unlock()
+	s.m.disown(out)
+}

@@ -1,0 +1,324 @@
+package session
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+
+	"weft/forward"
+	"weft/ident"
+	"weft/tun"
+	"weft/wire"
+)
+
+// outbound seals packets of one goroutine into bursts for the plane.
+type outbound struct {
+	m    *Manager
+	host tun.Writer // for ICMP errors to the own host
+	now  int64
+	told bool // something waits in host
+
+	// the burst: equal datagrams to one node, the last may be shorter
+	buf    []byte
+	seg    int
+	count  int
+	closed bool // the last was shorter: nothing may follow
+	dest   ident.NodeID
+	class  wire.Class
+	nonce  [12]byte
+
+	// the last destination, so that a run of packets is resolved once per batch
+	lastDst  [16]byte
+	lastSess *Session
+	lastRoom int
+	lastAt   int64
+}
+
+func (m *Manager) newOutbound() *outbound {
+	return &outbound{m: m, host: m.cfg.Device.NewWriter(), buf: make([]byte, 0, forward.MaxBurstBytes)}
+}
+
+// packet takes one packet from the host.
+func (o *outbound) packet(p *tun.Packet) {
+	ip := p.Data
+	if len(ip) < ipv6Header || ip[0]>>4 != 6 {
+		return
+	}
+	s, room := o.resolve(ip)
+	if s == nil {
+		return
+	}
+	s.filter.Out(ip)
+	k := s.sendKey(o.now)
+	if k == nil {
+		s.queue(p)
+		o.m.wantHandshake(s)
+		return
+	}
+	o.seal(s, k, room, p)
+}
+
+// resolve finds the session and the room for end-to-end packets on the way.
+func (o *outbound) resolve(ip []byte) (*Session, int) {
+	dst := [16]byte(ip[24:40])
+	if dst == o.lastDst && o.lastAt == o.now && o.lastSess != nil {
+		return o.lastSess, o.lastRoom
+	}
+	m := o.m
+	d := netip.AddrFrom16(dst)
+	if !m.inMesh(d) {
+		return nil, 0
+	}
+	if src := netip.AddrFrom16([16]byte(ip[8:24])); src != m.addr && !m.subnet.Contains(src) {
+		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
+		return nil, 0
+	}
+	peer, ok := m.cfg.Resolver.ByAddr(d)
+	if !ok {
+		o.tell(ip, icmpUnreachable, codeAddress, 0)
+		return nil, 0
+	}
+	room, ok := m.cfg.Resolver.Room(peer.ID())
+	if !ok {
+		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
+		return nil, 0
+	}
+	s := m.session(peer, true)
+	if s == nil {
+		return nil, 0
+	}
+	o.lastDst, o.lastSess, o.lastRoom, o.lastAt = dst, s, room, o.now
+	return s, room
+}
+
+func (m *Manager) inMesh(a netip.Addr) bool { return ident.MeshPrefix.Contains(a) }
+
+// tell sends the own host an ICMPv6 error, never about an ICMPv6 error (RFC 4443 section 2.4 e).
+func (o *outbound) tell(ip []byte, typ, code byte, arg uint32) {
+	if typ == icmpTooBig {
+		o.m.c.tooBig.Add(1)
+	} else {
+		o.m.c.unreachable.Add(1)
+	}
+	if ip[6] == tun.ProtoICMPv6 && len(ip) > ipv6Header && ip[ipv6Header] < 128 {
+		return
+	}
+	o.host.Write(icmpError(ip, typ, code, arg), false)
+	o.told = true
+}
+
+func (o *outbound) flushHost() {
+	if o.told {
+		o.told = false
+		_ = o.host.Flush() // the host's own errors get lost like any packet
+	}
+}
+
+// seal puts one packet or super-packet into bursts.
+func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
+	ip := p.Data
+	elided := [16]byte(ip[8:24]) == o.m.addr.As16() && [16]byte(ip[24:40]) == s.addr.As16()
+	most := room - overhead // the largest IP packet that fits
+	if elided {
+		most += ipv6Header - meshHeader
+	}
+	if p.SegSize == 0 {
+		if len(ip) > most {
+			o.tell(ip, icmpTooBig, 0, uint32(max(most, 1280)))
+			return
+		}
+		o.add(s, k, inner(ip, elided), p.Partial)
+		s.sentBytes.Add(uint64(len(ip)))
+		s.sentPackets.Add(1)
+		return
+	}
+	o.segments(s, k, p, elided, most)
+}
+
+// inner turns an IP packet into the plaintext: as it is, or with the compact header over the end of its own.
+func inner(ip []byte, elided bool) []byte {
+	if !elided {
+		return ip
+	}
+	pt := ip[ipv6Header-meshHeader:]
+	compact(pt, ip)
+	return pt
+}
+
+// segments cuts a super-packet and seals each segment. The header of segment i+1 is written over the tail of segment i,
+// which is sealed by then: nothing is copied but the header.
+func (o *outbound) segments(s *Session, k *keypair, p *tun.Packet, elided bool, most int) {
+	ip := p.Data
+	l4, ok := tun.Transport(ip)
+	if !ok || l4.Offset != ipv6Header {
+		return
+	}
+	hdr, tcp := l4.Offset+8, l4.Proto == tun.ProtoTCP
+	if tcp {
+		if len(ip) < l4.Offset+20 {
+			return
+		}
+		hdr = l4.Offset + int(ip[l4.Offset+12]>>4)*4
+	} else if l4.Proto != tun.ProtoUDP {
+		return
+	}
+	size := int(p.SegSize)
+	if hdr < l4.Offset+8 || len(ip) < hdr {
+		return
+	}
+	if hdr+size > most {
+		o.tell(ip[:min(len(ip), 1280)], icmpTooBig, 0, uint32(max(most, 1280)))
+		return
+	}
+	var head [ipv6Header + 60]byte
+	copy(head[:hdr], ip[:hdr])
+	flags, seq := byte(0), uint32(0)
+	if tcp {
+		flags, seq = head[l4.Offset+13], binary.BigEndian.Uint32(head[l4.Offset+4:])
+	}
+	for at := hdr; at < len(ip); at += size {
+		end := min(at+size, len(ip))
+		seg := ip[at-hdr : end] // overwritten with this segment's own header
+		h := seg[:hdr]
+		copy(h, head[:hdr])
+		binary.BigEndian.PutUint16(h[4:], uint16(len(seg)-ipv6Header))
+		if tcp {
+			binary.BigEndian.PutUint32(h[l4.Offset+4:], seq)
+			f := flags
+			if end < len(ip) {
+				f &^= tcpFIN | tcpPSH
+			}
+			if at > hdr {
+				f &^= tcpCWR
+			}
+			h[l4.Offset+13] = f
+			seq += uint32(end - at)
+		} else {
+			binary.BigEndian.PutUint16(h[l4.Offset+4:], uint16(len(seg)-l4.Offset))
+		}
+		o.add(s, k, inner(seg, elided), true)
+		s.sentPackets.Add(1)
+	}
+	s.sentBytes.Add(uint64(len(ip)))
+}
+
+const (
+	tcpFIN = 0x01
+	tcpPSH = 0x08
+	tcpCWR = 0x80
+)
+
+// add seals one plaintext into the burst, sending the burst first when it does not fit.
+func (o *outbound) add(s *Session, k *keypair, pt []byte, partial bool) {
+	need := wire.HopLen + overhead + len(pt)
+	if o.count > 0 && (o.closed || o.dest != s.id || need > o.seg || o.count == forward.MaxBurst || len(o.buf)+need > forward.MaxBurstBytes) {
+		o.flush()
+	}
+	if o.count == 0 {
+		o.dest, o.seg, o.closed, o.class = s.id, need, false, wire.ClassBulk
+	}
+	o.closed = need < o.seg
+	at := len(o.buf)
+	b := o.buf[:at+wire.HopLen+dataHeader]
+	e := b[at+wire.HopLen:]
+	counter := k.counter.Add(1)
+	e[0], e[1], e[2], e[3] = typeData, 0, 0, 0
+	if partial {
+		e[1] = flagPartial
+	}
+	copy(o.nonce[:4], e)
+	binary.BigEndian.PutUint32(e[4:], k.remote)
+	binary.BigEndian.PutUint64(e[8:], counter)
+	binary.BigEndian.PutUint64(o.nonce[4:], counter)
+	o.buf = k.send.Seal(b, o.nonce[:], pt, nil)
+	o.count++
+	if len(pt) > 0 { // keep-alives answer, they do not ask
+		if s.askedAt.Load() == 0 {
+			s.askedAt.Store(o.now)
+			o.m.stir()
+		}
+		s.lastSent.Store(o.now)
+	}
+	if s.owedAt.Load() != 0 {
+		s.owedAt.Store(0)
+	}
+}
+
+func (o *outbound) flush() {
+	if o.count == 0 {
+		return
+	}
+	o.m.c.sealed.Add(uint64(o.count))
+	// A route that has gone is the routing core's business; the packets are lost like any others.
+	_ = o.m.plane.Send(o.dest, o.class, o.buf, o.seg)
+	o.buf, o.count = o.buf[:0], 0
+}
+
+// echo sends one echo request or reply.
+func (o *outbound) echo(s *Session, typ byte, id, at uint64) {
+	k := s.sendKey(o.now)
+	if k == nil {
+		return
+	}
+	var pt [echoLen]byte
+	pt[0] = typ
+	binary.BigEndian.PutUint64(pt[4:], id)
+	binary.BigEndian.PutUint64(pt[12:], at)
+	o.flush()
+	o.add(s, k, pt[:], false)
+	o.class = wire.ClassControl
+	o.flush()
+}
+
+// idle sends a keep-alive.
+func (o *outbound) idle(s *Session, k *keypair) {
+	o.flush()
+	o.add(s, k, nil, false)
+	o.class = wire.ClassControl
+	o.flush()
+}
+
+// sendKey returns the key pair to seal with, nil when there is none that may still be used.
+func (s *Session) sendKey(now int64) *keypair {
+	k := s.cur.Load()
+	if k == nil || now-k.created > int64(rejectAfter) || k.counter.Load() >= rekeyPackets+1<<30 {
+		return nil
+	}
+	return k
+}
+
+// queue keeps a copy of a packet until the handshake is done; the oldest give way.
+func (s *Session) queue(p *tun.Packet) {
+	q := *p
+	q.Data = bytes.Clone(p.Data)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = append(s.pending, q)
+	s.pendingBytes += len(q.Data)
+	for s.pendingBytes > maxPendingBytes || len(s.pending) > 256 {
+		s.pendingBytes -= len(s.pending[0].Data)
+		s.pending[0] = tun.Packet{}
+		s.pending = s.pending[1:]
+		s.m.c.pendingDropped.Add(1)
+	}
+	s.lastSent.Store(s.m.now())
+}
+
+// flushPending sends what waited for the handshake, as if the host sent it now.
+func (o *outbound) flushPending(s *Session) {
+	s.mu.Lock()
+	waiting := s.pending
+	s.pending, s.pendingBytes = nil, 0
+	s.mu.Unlock()
+	o.now = o.m.now()
+	room, ok := o.m.cfg.Resolver.Room(s.id)
+	k := s.sendKey(o.now)
+	if !ok || k == nil {
+		return
+	}
+	for i := range waiting {
+		o.seal(s, k, room, &waiting[i])
+	}
+	o.flush()
+	o.flushHost()
+}
