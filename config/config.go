@@ -59,9 +59,9 @@ type Config struct {
 // Peer is a node to connect to.
 type Peer struct {
 	URI     string          `toml:"uri" doc:"udp://HOST:PORT, tls://HOST:PORT or wss://HOST[:PORT][/PATH]" example:"\"udp://192.0.2.7:7117\""`
-	Key     ident.PublicKey `toml:"key,omitempty" doc:"Accept only the node with this key, 64 hex digits (see: weft id)."`
-	Cost    float64         `toml:"cost,omitempty" doc:"Multiplier on the link's measured cost, 0.01 to 1000: above 1 avoids it, below 1 prefers it."`
-	Metered bool            `toml:"metered,omitempty" doc:"The link costs money or battery."`
+	Key     ident.PublicKey `toml:"key,omitempty" doc:"Accept only the node with this key, 64 hex digits (see: weft id)." example:"\"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a\""`
+	Cost    float64         `toml:"cost,omitempty" doc:"Multiplier on the link's measured cost, 0.01 to 1000: above 1 avoids it, below 1 prefers it." example:"1.0"`
+	Metered bool            `toml:"metered,omitempty" doc:"The link costs money or battery." example:"false"`
 
 	Source Source `toml:"-"`
 }
@@ -152,7 +152,7 @@ func Default() *Config {
 		Version:   Version,
 		Role:      RoleRouter,
 		Listen:    []string{DefaultListen},
-		Multicast: Multicast{Enabled: true, Interfaces: []string{"*"}, Exclude: []string{"docker*", "veth*.host", "virbr*", "weft*", "tun*", "wg*"}, Cap: 8},
+		Multicast: Multicast{Enabled: true, Interfaces: []string{"*"}, Exclude: []string{"docker*", "virbr*", "weft*", "tun*", "wg*"}, Cap: 8},
 		TUN:       TUN{Enabled: Auto, Name: "auto"},
 		Userspace: Userspace{SOCKS: "auto", HTTP: "off"},
 		Portal:    Portal{Listen: DefaultPortal},

@@ -257,6 +257,12 @@ func TestAdded(t *testing.T) {
 		t.Errorf("temporary files stay: %v", left)
 	}
 
+	b.Put(Peer{URI: "udp://h:1", Cost: 3})
+	b.Put(Peer{URI: "udp://h:3"})
+	if len(b.Peers) != 3 || b.Peers[0].Cost != 3 || !b.Remove("udp://h:3") || b.Remove("udp://h:3") || len(b.Peers) != 2 {
+		t.Errorf("put and remove: %+v", b.Peers)
+	}
+
 	c := Default()
 	c.Peers = []Peer{{URI: "udp://h:1", Source: FromConfig}}
 	c.Add(b)

@@ -72,8 +72,8 @@ func (e *exampler) table(prefix string, v reflect.Value) {
 	}
 }
 
-// setting writes one setting. In a table that repeats there are no defaults to
-// show, so settings that have no example stay out of force by a second #.
+// setting writes one setting. A table that repeats has no defaults to show: all
+// its settings have examples.
 func (e *exampler) setting(key, name string, f reflect.StructField, v reflect.Value, repeats bool) {
 	e.comment("", f.Tag.Get("doc"))
 	if set, ok := e.set[key]; ok && !repeats {
@@ -83,8 +83,6 @@ func (e *exampler) setting(key, name string, f reflect.StructField, v reflect.Va
 	}
 	example := f.Tag.Get("example")
 	switch {
-	case repeats && example == "":
-		fmt.Fprintf(&e.buf, "##%s = …\n", name)
 	case repeats || v.IsZero() && example != "" && f.Type.Kind() != reflect.Bool:
 		fmt.Fprintf(&e.buf, "#%s = %s\n", name, example)
 	default:
@@ -96,6 +94,9 @@ func (e *exampler) assign(name string, v any) string {
 	b, err := toml.Marshal(map[string]any{name: v})
 	if err != nil && e.err == nil {
 		e.err = fmt.Errorf("write %s: %w", name, err)
+	}
+	if s := string(b); !strings.ContainsAny(s, `"\`) { // one kind of quotes in the whole file
+		return strings.ReplaceAll(s, "'", `"`)
 	}
 	return string(b)
 }

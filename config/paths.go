@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/pelletier/go-toml/v2"
 )
@@ -113,6 +114,24 @@ func LoadAdded(dir string) (Added, error) {
 		}
 	}
 	return a, nil
+}
+
+// Put adds a peer, or replaces the one with its URI.
+func (a *Added) Put(p Peer) {
+	for i, q := range a.Peers {
+		if q.URI == p.URI {
+			a.Peers[i] = p
+			return
+		}
+	}
+	a.Peers = append(a.Peers, p)
+}
+
+// Remove takes out the peers with the URI, and reports whether there were any.
+func (a *Added) Remove(uri string) bool {
+	n := len(a.Peers)
+	a.Peers = slices.DeleteFunc(a.Peers, func(p Peer) bool { return p.URI == uri })
+	return len(a.Peers) < n
 }
 
 // Save writes a for the node in dir: as a whole or not at all, readable by the
