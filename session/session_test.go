@@ -469,44 +469,62 @@ func TestClosedNetworkNeedsTheKey(t *testing.T) {
 	})
 }
 
-func TestCookiesUnderLoad(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		defer w.close()
-		a, b := w.add([32]byte{}), w.add([32]byte{})
-		// A flood of plausible Inits from nowhere keeps b's worker queue full: it stands still in virtual time, so fill it
-		// beyond the threshold and let the genuine Init come last.
-		hs := handshaker{}
-		liar, _ := ident.Generate()
-		hs.init(liar, [32]byte{9})
-		flood := func() {
-			for range maxHandshakes {
-				at := attempt{}
-				e, err := hs.buildInit(b.agent.Public(), 7, &at, 1)
-				if err != nil {
-					t.Fatal(err)
-				}
-				e[50] ^= 1 // anybody can make mac1, nobody the rest
-				hs.macs(e, b.agent.Public(), nil, 0)
-				b.m.takeHandshake(e)
-			}
+// Under load, an Init that does not name its sender is dropped before any Diffie–Hellman, one that does gets a cookie, and
+// one with a cookie gets through.
+func TestUnderLoadOnlyProvenSourcesCost(t *testing.T) {
+	ag, _ := ident.Generate()
+	bg, _ := ident.Generate()
+	w := &world{nodes: map[ident.NodeID]*peer{}, room: 1420}
+	b, err := New(Config{Agent: bg, Device: quiet{}, Resolver: w, Filter: func(ident.PublicKey) Filter { return allow{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer []byte
+	b.Bind(planeFunc(func(buf []byte, _ int) { answer = bytes.Clone(buf[wire.HopLen:]) }))
+	c := &controller{m: b, o: b.newOutbound(), attempts: map[uint32]*Session{}}
+	var a handshaker
+	if err := a.init(ag, [32]byte{}); err != nil {
+		t.Fatal(err)
+	}
+	at := attempt{tries: 1}
+	build := func() []byte {
+		e, err := a.buildInit(bg.Public(), 7, &at, 1)
+		if err != nil {
+			t.Fatal(err)
 		}
-		flood()
-		for range 20 {
-			flood()
-			a.send(b, []byte("in the crowd"))
-			if b.take(100*time.Millisecond) != nil {
-				break
-			}
-		}
-		synctest.Wait()
-		if got := b.m.Counts(); got.HandshakesBad == 0 || got.QueueDrops == 0 {
-			t.Errorf("the flood was not noticed: %+v", got)
-		}
-		if len(b.m.Sessions()) > 1 {
-			t.Errorf("the flood made %d sessions", len(b.m.Sessions()))
-		}
-	})
+		return e
+	}
+	for range 10 * maxHandshakes { // forgeries: anybody can make mac1, nobody the rest
+		e := build()
+		e[50] ^= 1
+		a.macs(e, bg.Public(), nil, 0)
+		b.takeHandshake(e)
+	}
+	if n := b.Counts().QueueDrops; len(b.work) != maxHandshakes || n != 9*maxHandshakes {
+		t.Fatalf("%d wait, %d dropped", len(b.work), n)
+	}
+	c.handshake(build())
+	if answer != nil || len(b.Sessions()) != 0 {
+		t.Fatal("a nameless Init was worked on under load")
+	}
+	at.tries = 3
+	c.handshake(build())
+	if len(answer) != cookieLen || b.Counts().Cookies != 1 || len(b.Sessions()) != 0 {
+		t.Fatalf("no cookie: %x", answer)
+	}
+	if err := a.readCookie(answer, bg.Public(), &at, 1); err != nil {
+		t.Fatal(err)
+	}
+	c.handshake(build())
+	if len(answer) != respLen || len(b.Sessions()) != 1 {
+		t.Fatalf("with a cookie: %x", answer)
+	}
+	for len(b.work) > 0 {
+		c.handshake(<-b.work)
+	}
+	if n := b.Counts().HandshakesBad; len(b.Sessions()) != 1 || n == 0 || n > loadThreshold+1 {
+		t.Errorf("forgeries worked on: %d, sessions: %d", n, len(b.Sessions()))
+	}
 }
 
 // The cookie exchange itself, step by step.
