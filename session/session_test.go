@@ -417,7 +417,10 @@ func TestHandshakeSurvivesLossAndReplay(t *testing.T) {
 		a, b := w.add([32]byte{}), w.add([32]byte{})
 		n := 0
 		var inits [][]byte
+		var mu sync.Mutex
 		w.tap = func(from, to *peer, d []byte) []byte {
+			mu.Lock()
+			defer mu.Unlock()
 			if n++; n <= 3 {
 				return nil
 			}
@@ -429,7 +432,10 @@ func TestHandshakeSurvivesLossAndReplay(t *testing.T) {
 		b.expect(t, a.send(b, []byte("through a bad patch")), 3*time.Second)
 		// Old Inits change nothing for the session in use.
 		for range 200 {
-			for _, i := range inits {
+			mu.Lock()
+			old := inits
+			mu.Unlock()
+			for _, i := range old {
 				b.wire <- bytes.Clone(i)
 			}
 			time.Sleep(20 * time.Millisecond)
