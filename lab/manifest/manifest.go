@@ -28,6 +28,7 @@ type Manifest struct {
 	Defaults Shape     `toml:"defaults"` // for links that do not say
 	Nodes    []Node    `toml:"node"`
 	Links    []Link    `toml:"link"`
+	LANs     []LAN     `toml:"lan"`
 	Events   []Event   `toml:"event"`
 	Expect   []Expect  `toml:"expect"`
 }
@@ -43,12 +44,14 @@ type Topology struct {
 
 // Shape is how a link behaves, in both directions alike.
 type Shape struct {
-	Delay  Duration `toml:"delay"`  // one way
-	Jitter Duration `toml:"jitter"` // added to the delay, uniformly at random
-	Rate   Rate     `toml:"rate"`   // zero: unlimited
-	Loss   float64  `toml:"loss"`   // probability that one packet is lost, 0 to 1
-	Cost   uint32   `toml:"cost"`   // routing cost in µs that both ends announce; zero: measured, or derived from the delay in the simulator
-	MTU    int      `toml:"mtu"`    // bytes of the underlay's IP packet; zero: 1500
+	Delay     Duration `toml:"delay"`     // one way
+	Jitter    Duration `toml:"jitter"`    // added to the delay, uniformly at random
+	Rate      Rate     `toml:"rate"`      // zero: unlimited
+	Loss      float64  `toml:"loss"`      // probability that one packet is lost, 0 to 1
+	Cost      uint32   `toml:"cost"`      // routing cost in µs that both ends announce; zero: measured, or derived from the delay in the simulator
+	Reorder   float64  `toml:"reorder"`   // namespaces only: probability that a packet overtakes those before it
+	Duplicate float64  `toml:"duplicate"` // namespaces only: probability that a packet arrives twice
+	MTU       int      `toml:"mtu"`       // bytes of the underlay's IP packet; zero: 1500
 }
 
 // Node is one device.
@@ -58,6 +61,7 @@ type Node struct {
 	Leaf    bool     `toml:"leaf"`    // never transit
 	Metered bool     `toml:"metered"` // avoid as transit
 	Price   uint32   `toml:"price"`   // carriage price, µcredit per MiB
+	Config  string   `toml:"config"`  // namespaces only: more lines of the node's weft.toml
 	Liar    string   `toml:"liar"`    // simulator only: "claims" (neighbours that it has not), "cheap" (all its links cost 1), "forger" (LSAs of others), "replayer" (old LSAs), "sybil" (a crowd of invented nodes)
 }
 
@@ -66,6 +70,13 @@ type Link struct {
 	A       string `toml:"a"`
 	B       string `toml:"b"`
 	Metered bool   `toml:"metered"`
+	Shape
+}
+
+// LAN joins many nodes as a switch does. To the simulator it is a link between every two of them.
+type LAN struct {
+	Name  string   `toml:"name"`
+	Nodes []string `toml:"nodes"`
 	Shape
 }
 

@@ -66,6 +66,25 @@ within = "2s"
 	}
 }
 
+func TestLANsAreLinksBetweenAllTheirNodes(t *testing.T) {
+	m, err := Parse([]byte("[topology]\nkind='line'\nn=2\n[[node]]\nname='x'\n[[lan]]\nname='home'\nnodes=['n0','n1','x']\nrate='1mbit'"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := m.World()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(w.Links) != 4 || w.Links[0].LAN != "" {
+		t.Errorf("%d links, the first of LAN %q", len(w.Links), w.Links[0].LAN)
+	}
+	for _, l := range w.Links[1:] {
+		if l.LAN != "home" || l.Rate != 1e6 {
+			t.Errorf("link %s–%s: LAN %q, rate %v", l.A, l.B, l.LAN, l.Rate)
+		}
+	}
+}
+
 func TestErrorsSayWhatToDo(t *testing.T) {
 	for _, c := range []struct{ in, want string }{
 		{"nam = 'x'", "unknown key"},
@@ -78,6 +97,9 @@ func TestErrorsSayWhatToDo(t *testing.T) {
 		{"[[node]]\nname='a'\n[[event]]\nat='1s'\ndo='jump'", "unknown action"},
 		{"[[node]]\nname='a'\n[[event]]\nat='1s'\ndo='kill'\nnode='b'", `no node "b"`},
 		{"[[node]]\nname='a'\n[[expect]]\nfrom='a'", "demands nothing"},
+		{"[[node]]\nname='a'\n[[lan]]\nname='l'\nnodes=['a','b']", `no node "b"`},
+		{"[[node]]\nname='a'\n[[lan]]\nnodes=['a']", "a name of its own"},
+		{"[[node]]\nname='a'\n[[node]]\nname='b'\n[[link]]\na='a'\nb='b'\nreorder=1.5", "reorder"},
 		{"duration = '-1s'", "negative"},
 		{"[defaults]\nrate = '100'", "unit"},
 		{"[defaults]\nrate = 'x mbit'", "number"},

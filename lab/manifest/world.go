@@ -21,6 +21,7 @@ type World struct {
 type WorldLink struct {
 	Link
 	From, To int
+	LAN      string // the LAN that this is a pair of; empty for a cable
 }
 
 // Bounds of a world, so that a typing error does not eat the machine.
@@ -80,19 +81,22 @@ func (m *Manifest) World() (*World, error) {
 			return nil, fmt.Errorf("link %s–%s joins a node to itself", l.A, l.B)
 		}
 		l.Shape = l.Shape.or(m.Defaults)
-		if l.Loss < 0 || l.Loss >= 1 {
-			return nil, fmt.Errorf("link %s–%s: loss %v is not in 0…1", l.A, l.B, l.Loss)
+		if err := l.check(); err != nil {
+			return nil, fmt.Errorf("link %s–%s: %w", l.A, l.B, err)
 		}
 		pair := [2]int{min(a, b), max(a, b)}
 		if j, ok := at[pair]; ok && i >= generated && j < generated { // the file replaces a generated link; it may add parallel ones of its own
-			w.Links[j] = WorldLink{l, a, b}
+			w.Links[j] = WorldLink{Link: l, From: a, To: b}
 			at[pair] = generated
 			continue
 		}
 		if _, ok := at[pair]; !ok {
 			at[pair] = i
 		}
-		w.Links = append(w.Links, WorldLink{l, a, b})
+		w.Links = append(w.Links, WorldLink{Link: l, From: a, To: b})
+	}
+	if err := w.addLANs(m, index); err != nil {
+		return nil, err
 	}
 	if len(w.Nodes) > MaxNodes || len(w.Links) > MaxLinks {
 		return nil, fmt.Errorf("%d nodes and %d links: at most %d and %d", len(w.Nodes), len(w.Links), MaxNodes, MaxLinks)
@@ -165,6 +169,44 @@ func (m *Manifest) World() (*World, error) {
 	return w, nil
 }
 
+func (s Shape) check() error {
+	for what, p := range map[string]float64{"loss": s.Loss, "reorder": s.Reorder, "duplicate": s.Duplicate} {
+		if p < 0 || p >= 1 {
+			return fmt.Errorf("%s %v is not in 0…1", what, p)
+		}
+	}
+	return nil
+}
+
+// addLANs adds a link for every two nodes of each LAN.
+func (w *World) addLANs(m *Manifest, index map[string]int) error {
+	names := map[string]bool{}
+	for _, lan := range m.LANs {
+		if lan.Name == "" || names[lan.Name] {
+			return fmt.Errorf("a [[lan]] needs a name of its own, not %q", lan.Name)
+		}
+		names[lan.Name] = true
+		shape := lan.Shape.or(m.Defaults)
+		if err := shape.check(); err != nil {
+			return fmt.Errorf("lan %s: %w", lan.Name, err)
+		}
+		if len(lan.Nodes) < 2 || len(lan.Nodes)*len(lan.Nodes)/2 > MaxLinks {
+			return fmt.Errorf("lan %s: %d nodes", lan.Name, len(lan.Nodes))
+		}
+		on := map[string]bool{}
+		for i, a := range lan.Nodes {
+			if _, ok := index[a]; !ok || on[a] {
+				return fmt.Errorf("lan %s: no node %q, or it is there twice", lan.Name, a)
+			}
+			on[a] = true
+			for _, b := range lan.Nodes[:i] {
+				w.Links = append(w.Links, WorldLink{Link: Link{A: b, B: a, Shape: shape}, From: index[b], To: index[a], LAN: lan.Name})
+			}
+		}
+	}
+	return nil
+}
+
 // Between returns the indexes in Links of the links between two nodes.
 func (w *World) Between(pair [2]string) (at []int) {
 	for i, l := range w.Links {
@@ -193,6 +235,8 @@ func (s Shape) or(d Shape) Shape {
 	s.Rate = cmp.Or(s.Rate, d.Rate)
 	s.Loss = cmp.Or(s.Loss, d.Loss)
 	s.Cost = cmp.Or(s.Cost, d.Cost)
+	s.Reorder = cmp.Or(s.Reorder, d.Reorder)
+	s.Duplicate = cmp.Or(s.Duplicate, d.Duplicate)
 	s.MTU = cmp.Or(s.MTU, d.MTU)
 	return s
 }

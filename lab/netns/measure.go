@@ -208,7 +208,7 @@ type Flow struct {
 // FlowSpec says what to run between two nodes.
 type FlowSpec struct {
 	From, To string
-	Addr     netip.Addr // where To listens
+	Addr     netip.Addr    // where To listens
 	Time     time.Duration // whole seconds: iperf3 knows no less
 	Warmup   time.Duration // whole seconds, left out of the figures
 	UDP      int           // payload bytes per datagram; 0 is TCP
