@@ -16,7 +16,7 @@ type writer struct {
 	d      *device
 	runs   []run
 	iovs   []unix.Iovec
-	vnets  [][vnetLen]byte
+	vnet   [vnetLen]byte // of the run being written
 	lost   int
 	fd     uintptr
 	doneFn func(fd uintptr)
@@ -193,13 +193,13 @@ func (w *writer) Flush() error {
 }
 
 func (w *writer) writeAll() {
-	var vnet [vnetLen]byte
+	vnet := &w.vnet
 	for i := range w.runs {
 		r := &w.runs[i]
 		l4 := max(r.l4, -r.l4)
 		clear(vnet[:])
 		if r.segs > 1 {
-			seal(r, l4, &vnet)
+			seal(r, l4, vnet)
 		} else if r.partial {
 			if f, ok := Transport(r.head); ok {
 				if field, ok := csumField(f.Proto); ok && SetPartial(r.head) {
