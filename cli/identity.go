@@ -1,0 +1,120 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"weft/api"
+	"weft/config"
+	"weft/ident"
+)
+
+type initCmd struct {
+	Name   string `help:"What this node calls itself."`
+	Leaf   bool   `help:"Carry no traffic for others."`
+	Closed bool   `help:"Found a closed network: make a key for it."`
+	Force  bool   `help:"Write the config file anew. A key is never replaced."`
+}
+
+type identity struct {
+	Key     ident.PublicKey `json:"key"`
+	ID      string          `json:"id"`
+	Address string          `json:"address"`
+	Subnet  string          `json:"subnet"`
+	Config  string          `json:"config,omitempty"`
+}
+
+func identityOf(k ident.PublicKey) identity {
+	return identity{Key: k, ID: k.ID().String(), Address: k.Addr().String(), Subnet: k.Subnet().String()}
+}
+
+func (c *initCmd) Run(e *env) error {
+	if _, err := os.Stat(e.paths.Config); err == nil && !c.Force {
+		return api.Errorf(api.CodeInternal, "%s exists already", e.paths.Config).WithHint("edit it, or write it anew with: weft init --force (the key stays)")
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("look for the config file: %w", err)
+	}
+	set := map[string]any{}
+	if c.Name != "" {
+		set["name"] = c.Name
+	}
+	if c.Leaf {
+		set["role"] = string(config.RoleLeaf)
+	}
+	if c.Closed {
+		set["community.key"] = config.NewSecret()
+	}
+	text, err := config.Example(set)
+	if err != nil {
+		return err
+	}
+	if _, err := config.Parse("init", text); err != nil {
+		return usageError{err}
+	}
+	agent, created, err := ident.Load(e.paths.State)
+	if err != nil {
+		return err
+	}
+	if err := config.WriteFile(e.paths.Config, text); err != nil {
+		return err
+	}
+	id := identityOf(agent.Public())
+	id.Config = e.paths.Config
+	if e.json {
+		return e.printJSON(id)
+	}
+	if created {
+		e.say("Made a key: %s", filepath.Join(e.paths.State, ident.KeyFile))
+		e.say("Back it up: it is this node's identity and address.")
+	} else {
+		e.say("Kept the key: %s", filepath.Join(e.paths.State, ident.KeyFile))
+	}
+	e.say("Wrote:       %s", e.paths.Config)
+	e.say("Address:     %s", id.Address)
+	if c.Closed {
+		e.say("The network is closed: only nodes with its key link. Others get it with: weft invite")
+	}
+	e.say("Next:        weft up")
+	return nil
+}
+
+type idCmd struct{}
+
+func (c *idCmd) Run(e *env) error {
+	var id identity
+	switch _, err := os.Stat(filepath.Join(e.paths.State, ident.KeyFile)); {
+	case err == nil:
+		agent, _, err := ident.Load(e.paths.State)
+		if err != nil {
+			return err
+		}
+		id = identityOf(agent.Public())
+	default:
+		s, err := e.node().Status(e.ctx)
+		if err != nil {
+			return api.Errorf(api.CodeNotFound, "there is no key in %s", e.paths.State).WithHint("make one with: weft init (or weft up, which makes one too)")
+		}
+		id = identityOf(s.Key)
+	}
+	if e.json {
+		return e.printJSON(id)
+	}
+	e.say("Address  %s", id.Address)
+	e.say("Subnet   %s", id.Subnet)
+	e.say("Id       %s", id.ID)
+	e.say("Key      %s", id.Key)
+	return nil
+}
+
+type versionCmd struct{}
+
+func (c *versionCmd) Run(e *env) error {
+	if e.json {
+		return e.printJSON(map[string]string{"version": api.Version()})
+	}
+	e.say("weft %s", api.Version())
+	return nil
+}

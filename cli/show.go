@@ -1,0 +1,138 @@
+package cli
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+type statusCmd struct{}
+
+func (c *statusCmd) Run(e *env) error {
+	s, err := e.node().Status(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(s)
+	}
+	line := func(name, format string, args ...any) { e.say("%-10s %s", name, clean(fmt.Sprintf(format, args...))) }
+	if s.Name != "" {
+		line("Name", "%s", s.Name)
+	}
+	line("Address", "%s", s.Address)
+	line("Subnet", "%s", s.Subnet)
+	line("Id", "%s", s.ID)
+	line("Role", "%s%s", s.Role, map[bool]string{true: ", metered"}[s.Metered])
+	line("Network", "%s", map[bool]string{true: "open", false: "closed, " + s.Community}[s.Community == ""])
+	switch s.Mode {
+	case "tun":
+		line("Interface", "%s, MTU %d", s.TUN, s.MTU)
+	default:
+		line("Interface", "none (not root): programs use the proxies")
+	}
+	if s.SOCKS != "" {
+		line("SOCKS5", "%s", s.SOCKS)
+	}
+	if s.HTTP != "" {
+		line("HTTP proxy", "%s", s.HTTP)
+	}
+	line("Listening", "%s", cmp.Or(strings.Join(s.Listen, " "), "nowhere"))
+	line("Portal", "%s", cmp.Or(s.Portal, "off"))
+	line("Up", "%s, weft %s", span(s.UptimeS), s.Version)
+	n := s.Counters
+	line("Mesh", "%d neighbours, %d nodes, %d routes", n.Links, n.Nodes, n.Routes)
+	line("Traffic", "%s in, %s out, %s carried for others", size(n.RxBytes), size(n.TxBytes), size(n.ForwardedBytes))
+	if len(n.Dropped) > 0 {
+		var parts []string
+		for _, why := range slices.Sorted(maps.Keys(n.Dropped)) {
+			parts = append(parts, fmt.Sprintf("%d %s", n.Dropped[why], why))
+		}
+		line("Dropped", "%s", strings.Join(parts, ", "))
+	}
+	if len(s.Sessions) > 0 {
+		e.say("")
+		t := columns("SESSION WITH", "STATE", "CIPHER", ">KEYS SINCE", ">HEARD", ">IN", ">OUT")
+		for _, x := range s.Sessions {
+			t.row(who(x.Name, x.Address.String()), x.State, x.Cipher, span(x.AgeS), span(x.LastRxS), size(x.RxBytes), size(x.TxBytes))
+		}
+		t.print(e.out)
+	}
+	for _, w := range s.Warnings {
+		e.say("\nWarning: %s", clean(w))
+	}
+	if n.Links == 0 {
+		e.say("\nNo neighbour yet. Next: connect a cable or a Wi-Fi with another node on it, or: weft peers add udp://HOST:PORT")
+	}
+	return nil
+}
+
+type routesCmd struct{}
+
+func (c *routesCmd) Run(e *env) error {
+	routes, err := e.node().Routes(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(routes)
+	}
+	if len(routes) == 0 {
+		e.say("No other node is known yet. Next: weft peers")
+		return nil
+	}
+	t := columns("NAME", "ADDRESS", "VIA", "ALTERNATE", ">HOPS", ">COST", ">PRICE/MiB", ">MTU")
+	for _, r := range routes {
+		if r.Unreachable {
+			t.row(r.Name, r.Address, "no path", "", "", "", "", "")
+			continue
+		}
+		t.row(r.Name, r.Address, who(r.NextName, r.NextHop), r.Alternate, r.Hops, micros(r.CostUs), r.Price, r.MTU)
+	}
+	t.print(e.out)
+	return nil
+}
+
+type lsdbCmd struct{}
+
+func (c *lsdbCmd) Run(e *env) error {
+	entries, err := e.node().LSDB(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(entries)
+	}
+	for i, n := range entries {
+		if i > 0 {
+			e.say("")
+		}
+		var notes []string
+		if n.Metered {
+			notes = append(notes, "metered")
+		}
+		if n.Price > 0 {
+			notes = append(notes, fmt.Sprintf("price %d µcredit/MiB", n.Price))
+		}
+		if !n.Reachable {
+			notes = append(notes, "no path")
+		}
+		e.say("%s  %s  %s  seq %d, %s old, %d bytes%s", who(n.Name, n.ID), n.Address, n.Role, n.Seq, span(n.AgeS), n.Bytes, strings.Join(append([]string{""}, notes...), ", "))
+		t := columns("  LINK TO", ">COST", ">MTU", "")
+		for _, l := range n.Neighbours {
+			note := " "
+			if !l.TwoWay {
+				note = "one way: does not count"
+			} else if l.Metered {
+				note = "metered"
+			}
+			t.row("  "+who(l.Name, l.ID), micros(l.CostUs), l.MTU, note)
+		}
+		if len(n.Neighbours) > 0 {
+			t.print(e.out)
+		}
+	}
+	return nil
+}
