@@ -181,13 +181,18 @@ func (w *World) Address(ctx context.Context, node string) (netip.Addr, error) {
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	if n.addr.IsValid() {
-		return n.addr, nil
+	w.mu.Lock()
+	known := n.addr
+	w.mu.Unlock()
+	if known.IsValid() {
+		return known, nil
 	}
 	st, err := w.Status(ctx, node)
 	if err != nil {
 		return netip.Addr{}, err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	n.addr = st.Address
 	return n.addr, nil
 }

@@ -78,7 +78,8 @@ type End struct {
 	Node, Interface string
 	hub             netns.NsHandle // for a kernel LAN: where the bridge's side of this cable is
 	hubPort         string
-	silenced        bool
+	silent          bool            // swallows everything
+	deaf            map[string]bool // hardware addresses that it does not hear
 }
 
 var (
@@ -492,42 +493,83 @@ func (w *World) SetCarrier(l *Link, node string, on bool) error {
 	return n.setUp(e.Interface, on)
 }
 
-// silenceTable is what a silenced interface's rules live in.
-const silenceTable = "weft-lab-silence"
-
 // SetSilent makes the link swallow every frame to and from the node, with the carrier up as if nothing had happened.
 func (w *World) SetSilent(l *Link, node string, on bool) error {
+	return w.silence(l, node, func(e *End) { e.silent = on })
+}
+
+// SetDeaf does the same between two nodes only, which matters on a LAN: each throws away what the other sends.
+func (w *World) SetDeaf(l *Link, a, b string, on bool) error {
+	for _, p := range [][2]string{{a, b}, {b, a}} {
+		other := l.end(p[1])
+		if other == nil {
+			return fmt.Errorf("link %s does not reach %s", l.Name, p[1])
+		}
+		n, err := w.node(p[1])
+		if err != nil {
+			return err
+		}
+		link, err := n.nl.LinkByName(other.Interface)
+		if err != nil {
+			return fmt.Errorf("find %s of %s: %w", other.Interface, p[1], err)
+		}
+		mac := string(link.Attrs().HardwareAddr)
+		if err := w.silence(l, p[0], func(e *End) {
+			if e.deaf == nil {
+				e.deaf = map[string]bool{}
+			}
+			if e.deaf[mac] = on; !on {
+				delete(e.deaf, mac)
+			}
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// silence changes what an end swallows and writes the rules anew. They stand in a netdev table, before anything that the
+// node itself could filter.
+func (w *World) silence(l *Link, node string, change func(*End)) error {
 	e := l.end(node)
+	if e == nil {
+		return fmt.Errorf("link %s does not reach %s", l.Name, node)
+	}
 	n, err := w.node(node)
 	if err != nil {
 		return err
 	}
-	if e == nil {
-		return fmt.Errorf("link %s does not reach %s", l.Name, node)
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if e.silenced == on {
-		return nil
-	}
+	change(e)
 	c, err := nftables.New(nftables.WithNetNSFd(int(n.ns)))
 	if err != nil {
 		return fmt.Errorf("nftables on %s: %w", node, err)
 	}
-	t := &nftables.Table{Name: silenceTable + "-" + e.Interface, Family: nftables.TableFamilyNetdev}
-	if on {
+	t := c.AddTable(&nftables.Table{Name: "weft-lab-" + e.Interface, Family: nftables.TableFamilyNetdev})
+	c.DelTable(t)
+	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{Name: name, Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: e.Interface})
+	}
+	drop := &expr.Verdict{Kind: expr.VerdictDrop}
+	if e.silent || len(e.deaf) > 0 {
 		t = c.AddTable(t)
-		for _, hook := range []*nftables.ChainHook{nftables.ChainHookIngress, nftables.ChainHookEgress} {
-			ch := c.AddChain(&nftables.Chain{Name: fmt.Sprintf("hook%d", *hook), Table: t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: nftables.ChainPriorityFilter, Device: e.Interface})
-			c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}})
+		in := chain("in", nftables.ChainHookIngress)
+		if e.silent {
+			c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: []expr.Any{drop}})
+			c.AddRule(&nftables.Rule{Table: t, Chain: chain("out", nftables.ChainHookEgress), Exprs: []expr.Any{drop}})
 		}
-	} else {
-		c.DelTable(t)
+		for mac := range e.deaf {
+			c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: []expr.Any{
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6}, // source address
+				&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(mac)},
+				drop,
+			}})
+		}
 	}
 	if err := c.Flush(); err != nil {
 		return fmt.Errorf("silence %s on %s: %w", e.Interface, node, err)
 	}
-	e.silenced = on
 	return nil
 }
 

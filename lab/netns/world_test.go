@@ -190,14 +190,31 @@ func TestLAN(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			unheard := func(from, to, why string) {
+				t.Helper()
+				short, stop := context.WithTimeout(ctx, 300*time.Millisecond)
+				defer stop()
+				if _, err := w.AwaitPing(short, from, netip.MustParseAddr(to)); err == nil {
+					t.Error(why)
+				}
+			}
+			for _, on := range []bool{true, false} {
+				if err := w.SetDeaf(l, "a", "b", on); err != nil {
+					t.Fatal(err)
+				}
+				if on {
+					unheard("a", "fd00::2", "a and b hear each other through their silence")
+				} else if _, err := w.AwaitPing(ctx, "a", netip.MustParseAddr("fd00::2")); err != nil {
+					t.Error(err)
+				}
+				if _, err := w.AwaitPing(ctx, "b", netip.MustParseAddr("fd00::3")); err != nil {
+					t.Errorf("silence between a and b hurt c: %v", err)
+				}
+			}
 			if err := w.SetCarrier(l, "d", false); err != nil {
 				t.Fatal(err)
 			}
-			short, stop := context.WithTimeout(ctx, 300*time.Millisecond)
-			defer stop()
-			if _, err := w.AwaitPing(short, "a", netip.MustParseAddr("fd00::4")); err == nil {
-				t.Error("d answers with its cable out")
-			}
+			unheard("a", "fd00::4", "d answers with its cable out")
 			if _, err := w.AwaitPing(ctx, "a", netip.MustParseAddr("fd00::3")); err != nil {
 				t.Errorf("pulling d's cable hurt c: %v", err)
 			}
