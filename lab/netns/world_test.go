@@ -14,7 +14,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if scratch != "" {
+			os.RemoveAll(scratch)
+		}
+		os.Exit(code)
+	}))
 }
 
 // bare makes a world with no program in it, or says loudly why it cannot.
