@@ -76,6 +76,7 @@ type Resolver interface {
 type Filter interface {
 	Out(ip []byte)
 	In(ip []byte) bool
+	Release() // the session is over
 }
 
 // Config is what a Manager needs.
@@ -252,6 +253,7 @@ func (m *Manager) evictLocked() bool {
 
 func (m *Manager) dropLocked(s *Session) {
 	delete(m.byID, s.id)
+	s.filter.Release()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, k := range []*keypair{s.cur.Swap(nil), s.prev, s.next[0], s.next[1]} {

@@ -52,6 +52,7 @@ type allow struct{}
 
 func (allow) Out([]byte)     {}
 func (allow) In([]byte) bool { return true }
+func (allow) Release()       {}
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, delay: 5 * time.Millisecond, nodes: map[ident.NodeID]*peer{}, room: 1420}
