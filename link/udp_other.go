@@ -1,0 +1,78 @@
+//go:build !linux
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+
+	"weft/forward"
+)
+
+// udpSocket is the portable socket: one datagram a read and a send, on Go's own dual-stack UDP socket.
+type udpSocket struct {
+	conn        *net.UDPConn
+	unreachable func(forward.Endpoint)
+}
+
+func openUDP(at netip.AddrPort, unreachable func(forward.Endpoint)) (Socket, error) {
+	var la *net.UDPAddr
+	if at.Addr().IsValid() && at.Addr() != netip.IPv6Unspecified() {
+		la = net.UDPAddrFromAddrPort(at)
+	} else {
+		la = &net.UDPAddr{Port: int(at.Port())}
+	}
+	c, err := net.ListenUDP("udp", la)
+	if err != nil {
+		return nil, fmt.Errorf("open UDP socket: %w", err)
+	}
+	_ = c.SetReadBuffer(socketBuffer) // as much as the system allows
+	_ = c.SetWriteBuffer(socketBuffer)
+	return &udpSocket{conn: c, unreachable: unreachable}, nil
+}
+
+func (s *udpSocket) LocalPort() uint16 { return uint16(s.conn.LocalAddr().(*net.UDPAddr).Port) }
+func (s *udpSocket) Close() error      { return s.conn.Close() }
+
+func (s *udpSocket) Receive(msgs []Message) (int, error) {
+	for range 1000 {
+		n, from, err := s.conn.ReadFromUDPAddrPort(msgs[0].Buf)
+		if errors.Is(err, net.ErrClosed) {
+			return 0, net.ErrClosed
+		}
+		if err != nil { // Windows reports an unreachable peer as an error of the next read
+			continue
+		}
+		msgs[0].N, msgs[0].Seg = n, n
+		msgs[0].From = endpointOf(from, zoneIndex(from.Addr().Zone()))
+		return 1, nil
+	}
+	return 0, errors.New("read UDP socket: it keeps failing")
+}
+
+func (s *udpSocket) Send(to forward.Endpoint, buf []byte, seg int) error {
+	ap := to.AddrPort()
+	for at := 0; at < len(buf); at += seg {
+		if _, err := s.conn.WriteToUDPAddrPort(buf[at:min(at+seg, len(buf))], ap); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func zoneIndex(zone string) uint32 {
+	if zone == "" {
+		return 0
+	}
+	if i, err := strconv.Atoi(zone); err == nil {
+		return uint32(i)
+	}
+	ifi, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0
+	}
+	return uint32(ifi.Index)
+}
