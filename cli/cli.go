@@ -90,6 +90,7 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) (status int
 		kong.Exit(func(code int) { panic(exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
 		kong.Vars{"state": usual.State, "config": usual.Config, "portal": config.DefaultPortal},
+		kong.Vars(labVars()),
 	)
 	if err != nil {
 		return e.fail(err)

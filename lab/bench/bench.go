@@ -205,6 +205,9 @@ func (b *bench) topology(ctx context.Context, topology string) (err error) {
 		add("heal", b.heal)
 	case "join":
 		only = []string{"weft", "yggdrasil"}
+		if b.opt.Short {
+			only = only[:1] // Yggdrasil takes a minute to join
+		}
 		add("join", b.join)
 	default:
 		add("tcp", b.tcp)
@@ -393,11 +396,11 @@ func (b *bench) udp(ctx context.Context, r *rig) error {
 		return sent * (1 - f.Lost), f.Lost < 0.01, nil
 	}
 	best, low, high, rate := 0.0, 0.0, 0.0, 20e3
-	fine := 1.05
+	fine, tries := 1.05, 14
 	if b.opt.Short {
-		fine = 1.6
+		fine, tries = 1.6, 3
 	}
-	for range 14 {
+	for range tries {
 		got, good, err := try(rate)
 		if err != nil {
 			return err
@@ -509,17 +512,12 @@ func (b *bench) join(ctx context.Context, r *rig) error {
 	if err := r.start(ctx, 5); err != nil {
 		return err
 	}
-	limit, cancel := context.WithTimeout(ctx, b.pick(100*time.Second, 20*time.Second))
+	limit, cancel := context.WithTimeout(ctx, 100*time.Second)
 	defer cancel()
-	_, err := r.w.AwaitPing(limit, r.nodes[5], r.addr[0])
-	switch {
-	case err == nil:
-		b.add(r, "join", time.Since(begin).Seconds())
-	case ctx.Err() == nil && b.opt.Short:
-		b.add(r, "join", time.Since(begin).Seconds()) // at least this long
-	default:
+	if _, err := r.w.AwaitPing(limit, r.nodes[5], r.addr[0]); err != nil {
 		return err
 	}
+	b.add(r, "join", time.Since(begin).Seconds())
 	if err := r.stop(5); err != nil {
 		return err
 	}

@@ -6,7 +6,9 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,26 +33,80 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestSmoke(t *testing.T) {
+// A short run of every benchmark: every system starts, is measured, and yields a figure for every measure that it takes.
+func TestShort(t *testing.T) {
 	if err := netns.Usable(); err != nil {
 		t.Skipf("SKIPPED, nothing was measured: %v", err)
 	}
-	only := []string{"line2", "line3"}
-	if v := os.Getenv("BENCH_ONLY"); v != "" {
-		only = strings.Split(v, ",")
-	}
-	rep, err := Run(t.Context(), Options{
-		Short: os.Getenv("BENCH_FULL") == "", Only: only, Binary: os.Getenv("WEFT_BIN"),
-		Progress: func(done, total int, what string) { t.Logf("%d/%d %s", done, total, what) },
-	})
-	if rep != nil {
-		var table strings.Builder
-		if err := rep.WriteTable(&table); err != nil {
-			t.Error(err)
+	weft := os.Getenv("WEFT_BIN")
+	if weft == "" {
+		weft = filepath.Join(t.TempDir(), "weft")
+		if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
+			t.Fatalf("build weft: %v\n%s", err, out)
 		}
-		t.Log("\n" + table.String())
 	}
-	if err != nil {
-		t.Fatal(err)
+	for _, c := range []struct {
+		name    string
+		only    []string
+		systems []string
+		figures []string
+	}{
+		{"line2", []string{"tcp", "udp", "rtt", "idle"}, []string{"weft", "yggdrasil", "wireguard", "kernel", "kernel-plain"}, []string{"tcp", "udp", "rtt", "rtt99"}},
+		{"line3", []string{"tcp", "rtt", "weft", "yggdrasil", "wireguard", "wireguard-hops"}, []string{"weft", "yggdrasil", "wireguard", "wireguard-hops"}, []string{"tcp", "cpu-endpoint", "rtt"}},
+		{"line5", []string{"tcp", "rtt", "weft", "kernel"}, []string{"weft", "kernel"}, []string{"tcp", "rtt"}},
+		{"diamond", []string{"heal", "weft"}, []string{"weft"}, []string{"heal-kill", "heal-down", "heal-silent"}},
+		{"join", []string{"join"}, []string{"weft"}, []string{"join"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			rep, err := Run(t.Context(), Options{
+				Short: true, Only: append(c.only, c.name), Binary: weft,
+				Progress: func(done, total int, what string) { t.Logf("%d/%d %s", done, total, what) },
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			if rep == nil {
+				return
+			}
+			for _, s := range c.systems {
+				for _, f := range c.figures {
+					if v, ok := rep.get(c.name, s, f); !ok || v < 0 || v == 0 && !strings.HasPrefix(f, "heal") {
+						t.Errorf("%s of %s is %v (measured: %v)", f, s, v, ok)
+					}
+				}
+			}
+			var table strings.Builder
+			if err := rep.WriteTable(&table); err != nil {
+				t.Error(err)
+			}
+			t.Log("\n" + table.String())
+		})
+	}
+}
+
+func TestTargetsCompareInTheRightDirection(t *testing.T) {
+	r := Report{Results: []*Result{
+		{Topology: "line2", System: "weft", Measure: "tcp", Values: []float64{9, 3, 4}},
+		{Topology: "line2", System: "yggdrasil", Measure: "tcp", Values: []float64{1, 2}},
+		{Topology: "line2", System: "weft", Measure: "cpu-endpoint", Values: []float64{1}},
+		{Topology: "line2", System: "yggdrasil", Measure: "cpu-endpoint", Values: []float64{2}},
+		{Topology: "join", System: "weft", Measure: "join", Values: []float64{1.5}},
+	}}
+	r.finish()
+	got := map[string]TargetResult{}
+	for _, x := range r.Targets {
+		got[x.Measure] = x
+	}
+	for measure, want := range map[string]TargetResult{
+		"tcp":          {"line2", "tcp", "yggdrasil", "≥ 2.4x", 4 / 1.5, true},
+		"cpu-endpoint": {"line2", "cpu-endpoint", "yggdrasil", "≤ 0.45x", 0.5, false},
+		"join":         {"join", "join", "", "≤ 2", 1.5, true},
+	} {
+		if got[measure] != want {
+			t.Errorf("%s: %+v, want %+v", measure, got[measure], want)
+		}
+	}
+	if len(r.Targets) != 3 {
+		t.Errorf("%d targets of which three were measured", len(r.Targets))
 	}
 }
