@@ -113,16 +113,17 @@ func (p *Pings) First() <-chan struct{} { return p.first }
 
 // Stop ends the stream and reports on it.
 func (p *Pings) Stop() PingReport {
-	p.cmd.Process.Signal(syscall.SIGINT) // ping sums up and ends
+	end := time.Now()                    // ping may wait for the last reply; that is no gap of the network
+	p.cmd.Process.Signal(syscall.SIGINT) // it sums up and ends
 	<-p.done
-	return p.report(float64(time.Now().UnixNano()) / 1e9)
+	return p.report(end)
 }
 
 // Wait waits until a counted stream is out.
 func (p *Pings) Wait(ctx context.Context) (PingReport, error) {
 	select {
 	case <-p.done:
-		r := p.report(float64(time.Now().UnixNano()) / 1e9)
+		r := p.report(time.Time{})
 		if r.Received == 0 {
 			return r, fmt.Errorf("no ping came back: %s", p.said)
 		}
@@ -133,7 +134,8 @@ func (p *Pings) Wait(ctx context.Context) (PingReport, error) {
 	}
 }
 
-func (p *Pings) report(end float64) PingReport {
+// report sums up a stream that was watched until end; a zero end is when the last reply came.
+func (p *Pings) report(end time.Time) PingReport {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var r PingReport
@@ -153,8 +155,8 @@ func (p *Pings) report(end float64) PingReport {
 		last = max(last, x.seq)
 		gap, at = max(gap, x.at-at-step), x.at
 	}
-	if silent := end - at - step; silent > 0.2 { // the second ping takes to sum up is no gap of the network
-		gap = max(gap, silent)
+	if !end.IsZero() {
+		gap = max(gap, float64(end.UnixNano())/1e9-at-step)
 	}
 	slices.Sort(rtts)
 	r.Received = len(rtts)
