@@ -99,7 +99,13 @@ func newer(a, b wire.LSAView) bool {
 	return bytes.Compare(a, b) > 0 // two devices with one key
 }
 
-// sameButSeq reports whether b says nothing new.
+// isRefresh reports whether v says nothing new, for anybody: after a gap in the numbers a neighbour may hold a version
+// between the two, to which v is news.
+func isRefresh(old, v wire.LSAView) bool {
+	return old != nil && sameButSeq(old, v) && v.Seq() == old.Seq()+1
+}
+
+// sameButSeq reports whether a and b differ in nothing but number and signature.
 func sameButSeq(a, b wire.LSAView) bool {
 	return len(a) == len(b) && bytes.Equal(a[:36], b[:36]) && bytes.Equal(a[44:len(a)-64], b[44:len(b)-64])
 }
@@ -145,7 +151,7 @@ func (r *Router) consider(l *link, v wire.LSAView, born time.Duration) error {
 				l.setHas(s)
 			default:
 				r.stats.Stale++
-				if e.level == levelReachable && !l.has.get(s) { // what is on its way already need not go twice
+				if !l.has.get(s) { // what is on its way already need not go twice
 					r.queue(l, s, r.now)
 				}
 			}
@@ -242,7 +248,7 @@ func (r *Router) listed(u int32, id ident.NodeID) (wire.Adjacency, bool) {
 func (r *Router) install(s int32, v wire.LSAView, born time.Duration, from *link) {
 	e := &r.db.entries[s]
 	old := e.lsa
-	refresh := old != nil && sameButSeq(old, v)
+	refresh := isRefresh(old, v)
 	r.db.bytes += len(v) - len(old)
 	e.lsa, e.born, e.arrival = v, born, max(e.arrival, r.now)+arrivalEvery
 	for _, l := range r.links {

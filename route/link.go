@@ -319,7 +319,7 @@ func (r *Router) answer(l *link, span idRange, list summaries) {
 		for i < list.len() && list.at(i).id < e.id {
 			i++
 		}
-		lacks := true
+		lacks := e.level == levelReachable // of what is not, an older version that the neighbour holds is still put right
 		if i < list.len() {
 			if theirs := list.at(i); theirs.id == e.id {
 				ours := e.lsa.Seq()
@@ -329,7 +329,7 @@ func (r *Router) answer(l *link, span idRange, list summaries) {
 				}
 			}
 		}
-		if lacks && e.level == levelReachable && !l.has.get(s) {
+		if lacks && !l.has.get(s) {
 			r.queue(l, s, r.now)
 		}
 	}

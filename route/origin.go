@@ -32,6 +32,7 @@ type origin struct {
 	level    int
 
 	refreshAt time.Duration
+	doubled   bool // the newest LSA under our key is not ours
 	fights    int
 	fightAt   time.Duration // not before, because of a double
 	lastFight time.Duration
@@ -61,6 +62,7 @@ func (r *Router) scheduleOrigin(wait time.Duration) {
 // originate signs and installs a new LSA of ours.
 func (r *Router) originate() {
 	o := &r.own
+	forced := r.now >= o.refreshAt || o.doubled
 	o.at = never
 	if o.seq >= wire.MaxSeq {
 		// Nothing can be said above the last number. When it has died of age everywhere the count starts again.
@@ -76,9 +78,8 @@ func (r *Router) originate() {
 		r.db.bytes -= len(r.db.entries[0].lsa)
 		r.db.entries[0].lsa = nil // dead everywhere: a number below it counts again
 	}
-	o.seq++
 	l := wire.LSA{
-		Key: r.cfg.Self, Seq: o.seq, Lifetime: uint32(r.lim.Lifetime / time.Second),
+		Key: r.cfg.Self, Seq: o.seq + 1, Lifetime: uint32(r.lim.Lifetime / time.Second),
 		Flags: r.local.Flags, Community: r.cfg.Community, Price: r.local.Price, Neighbours: r.adjacencies(),
 	}
 	for _, x := range []wire.Extension{{Type: wire.ExtName, Value: []byte(r.local.Name)}, {Type: wire.ExtPosition, Value: r.local.Position}, {Type: wire.ExtGateway, Value: r.local.Gateway}} {
@@ -86,10 +87,19 @@ func (r *Router) originate() {
 			l.Extensions = append(l.Extensions, x)
 		}
 	}
-	b, err := l.Sign(r.cfg.Sign)
+	b, err := l.AppendTo(nil)
 	if err != nil { // checkLocal and adjacencies keep every limit
 		panic("route: own LSA: " + err.Error())
 	}
+	if old := r.db.entries[0].lsa; !forced && old != nil && sameButSeq(old, append(b, old[len(old)-64:]...)) {
+		o.adjacent = l.Neighbours // what happened has undone itself meanwhile
+		r.relink(0)
+		return
+	}
+	sig := r.cfg.Sign(b)
+	b = append(b, sig[:]...)
+	o.seq++
+	o.doubled = false
 	r.stats.Originated++
 	o.adjacent = l.Neighbours
 	o.last = r.now
@@ -140,6 +150,7 @@ func (r *Router) meetDouble(from *link, v wire.LSAView, born time.Duration) {
 	o.lastFight = r.now
 	r.stats.FightBacks++
 	r.stats.DuplicateKey = o.fights >= doubleProof
+	o.doubled = true
 	o.seq = max(o.seq, v.Seq())
 	wait := fightFirst << min(2*(o.fights-1), 20)
 	wait = min(wait, fightMost)

@@ -302,7 +302,7 @@ func (r *Router) runSPF() {
 	scheduled := r.now >= s.at
 	altsDue := r.now >= s.alts
 	lateDue := r.now >= s.late
-	s.at, s.late = never, never
+	s.at = never
 	news := s.trees[0].dirty || s.links || lateDue
 	if s.trees[0].dirty {
 		r.stats.SPFRuns++
@@ -321,6 +321,7 @@ func (r *Router) runSPF() {
 		s.last, s.hold = r.now, min(2*s.hold, long)
 	}
 	if news {
+		s.late = never
 		r.makeTable()
 	}
 }

@@ -40,6 +40,8 @@ type world struct {
 	order uint64
 	nodes []*testNode
 	wires []*testWire
+
+	alternates [2]int // routes with and without one, counted by checkAlternates
 }
 
 type testNode struct {
@@ -252,11 +254,24 @@ func (w *world) usable(id int) bool {
 	return x.up && !w.nodes[x.a].dead && !w.nodes[x.b].dead
 }
 
-// best returns for each pair the weight of the best wire between them, and its MTU, by the rules of the spec.
+// weight returns what the network counts for the wires between a wire's two ends: each end announces the best of its
+// own, and the dearer word counts.
 func (w *world) weight(id int) uint64 {
 	x := w.wires[id]
-	c := uint64(max(x.cost[0], x.cost[1]))
-	if x.metered || (w.nodes[x.a].local.Flags|w.nodes[x.b].local.Flags)&wire.FlagMetered != 0 {
+	words := [2]uint64{infinite, infinite}
+	for other, y := range w.wires {
+		if !w.usable(other) || (y.a != x.a || y.b != x.b) && (y.a != x.b || y.b != x.a) {
+			continue
+		}
+		for end, c := range y.cost {
+			if y.a != x.a {
+				end = 1 - end
+			}
+			words[end] = min(words[end], uint64(c))
+		}
+	}
+	c := max(words[0], words[1])
+	if (w.nodes[x.a].local.Flags|w.nodes[x.b].local.Flags)&wire.FlagMetered != 0 {
 		c *= meteredFactor
 	}
 	return c
@@ -332,9 +347,9 @@ func (w *world) check() error {
 			want := dist[j] != infinite && i != j
 			if part[i] == part[j] {
 				members++
-				theirs, _ := m.r.Table().Node(m.key.ID())
-				ours, have := t.Node(m.key.ID())
-				if !have || !bytes.Equal(ours, theirs) {
+				theirs := m.r.db.entries[0].lsa
+				s, have := n.r.db.byID[m.key.ID()]
+				if !have || !bytes.Equal(n.r.db.entries[s].lsa, theirs) {
 					return fmt.Errorf("node %d has not the LSA of %d (have %v)", i, j, have)
 				}
 			}
