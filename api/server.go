@@ -45,7 +45,11 @@ type endpoint struct {
 // endpoints is the whole API.
 var endpoints = []endpoint{
 	{method: "GET", path: "/v1/status", summary: "The node at a glance.", response: Status{},
-		serve: one(func(b Backend, r *http.Request) (Status, error) { return b.Status(r.Context()) })},
+		serve: one(func(b Backend, r *http.Request) (Status, error) {
+			s, err := b.Status(r.Context())
+			s.Listen, s.Sessions = full(s.Listen), full(s.Sessions)
+			return s, err
+		})},
 	{method: "GET", path: "/v1/peers", summary: "Neighbours and configured peers.", response: []Peer{},
 		serve: list(func(b Backend, r *http.Request) ([]Peer, error) { return b.Peers(r.Context()) })},
 	{method: "POST", path: "/v1/peers", summary: "Add a peer.", request: PeerRequest{}, response: Peer{}, changes: true,
@@ -63,7 +67,13 @@ var endpoints = []endpoint{
 	{method: "GET", path: "/v1/routes", summary: "The best path to every node.", response: []Route{},
 		serve: list(func(b Backend, r *http.Request) ([]Route, error) { return b.Routes(r.Context()) })},
 	{method: "GET", path: "/v1/lsdb", summary: "The link-state database.", response: []LSDBEntry{},
-		serve: list(func(b Backend, r *http.Request) ([]LSDBEntry, error) { return b.LSDB(r.Context()) })},
+		serve: list(func(b Backend, r *http.Request) ([]LSDBEntry, error) {
+			entries, err := b.LSDB(r.Context())
+			for i := range entries {
+				entries[i].Neighbours = full(entries[i].Neighbours)
+			}
+			return entries, err
+		})},
 	{method: "GET", path: "/v1/events", summary: "What happens from now on; SSE when asked for text/event-stream.", response: Event{}, stream: true,
 		serve: func(b Backend, w http.ResponseWriter, r *http.Request) error {
 			return stream(w, r, b.Events(r.Context()))
@@ -146,11 +156,16 @@ func one[T any](f func(Backend, *http.Request) (T, error)) func(Backend, http.Re
 func list[T any](f func(Backend, *http.Request) ([]T, error)) func(Backend, http.ResponseWriter, *http.Request) error {
 	return one(func(b Backend, r *http.Request) ([]T, error) {
 		v, err := f(b, r)
-		if v == nil {
-			v = []T{}
-		}
-		return v, err
+		return full(v), err
 	})
+}
+
+// full makes an empty list of no list: JSON tells [] from null.
+func full[T any](v []T) []T {
+	if v == nil {
+		return []T{}
+	}
+	return v
 }
 
 func with[Req, T any](f func(Backend, *http.Request, Req) (T, error)) func(Backend, http.ResponseWriter, *http.Request) error {

@@ -29,8 +29,8 @@ import (
 
 // verbs are all commands and the flags that every one of them takes.
 type verbs struct {
-	State  string `placeholder:"DIR" type:"path" help:"State directory: key, socket, what commands added (default: ${state})."`
-	Config string `placeholder:"FILE" type:"path" help:"Config file (default: ${config}, or weft.toml in --state)."`
+	State  string `placeholder:"DIR" help:"State directory: key, socket, what commands added (default: ${state})."`
+	Config string `placeholder:"FILE" help:"Config file (default: ${config}, or weft.toml in --state)."`
 	JSON   bool   `name:"json" help:"Print JSON."`
 
 	Up       upCmd       `cmd:"" help:"Run the node. As root it makes a network interface, otherwise it offers proxies."`

@@ -31,7 +31,7 @@ func (c *statusCmd) Run(e *env) error {
 	case "tun":
 		line("Interface", "%s, MTU %d", s.TUN, s.MTU)
 	default:
-		line("Interface", "none (not root): programs use the proxies")
+		line("Interface", "none: programs use the proxies")
 	}
 	if s.SOCKS != "" {
 		line("SOCKS5", "%s", s.SOCKS)
