@@ -84,8 +84,8 @@ var endpoints = []endpoint{
 			if err != nil {
 				return err
 			}
-			if req.Count < 0 || req.IntervalMs < 0 || req.Size < 0 {
-				return Errorf(CodeBadRequest, "count, interval_ms and size must not be negative")
+			if req.Count < 0 || req.IntervalMs < 0 {
+				return Errorf(CodeBadRequest, "count and interval_ms must not be negative")
 			}
 			return stream(w, r, b.Ping(r.Context(), req))
 		}},

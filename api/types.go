@@ -185,7 +185,6 @@ type PingRequest struct {
 	Target     string `json:"target"`      // whom to ping
 	Count      int    `json:"count"`       // how many; 0 means until the caller ends
 	IntervalMs int    `json:"interval_ms"` // between two; 0 means 1000
-	Size       int    `json:"size"`        // payload bytes; 0 means 56
 }
 
 // PingReply is the outcome of one ping.

@@ -14,16 +14,15 @@ type pingCmd struct {
 	Target   string        `arg:"" help:"Address, key, id or name."`
 	Count    int           `short:"c" help:"How many; without it until Ctrl-C."`
 	Interval time.Duration `short:"i" default:"1s" help:"Time between two."`
-	Size     int           `short:"s" help:"Bytes in each."`
 }
 
 func (c *pingCmd) Run(e *env) error {
-	if c.Count < 0 || c.Size < 0 || c.Interval < time.Millisecond {
-		return usageError{fmt.Errorf("count and size must not be negative, the interval at least 1ms")}
+	if c.Count < 0 || c.Interval < time.Millisecond {
+		return usageError{fmt.Errorf("the count must not be negative, the interval at least 1ms")}
 	}
 	var rtts []float64
 	sent := 0
-	for r, err := range e.node().Ping(e.ctx, api.PingRequest{Target: c.Target, Count: c.Count, IntervalMs: int(c.Interval.Milliseconds()), Size: c.Size}) {
+	for r, err := range e.node().Ping(e.ctx, api.PingRequest{Target: c.Target, Count: c.Count, IntervalMs: int(c.Interval.Milliseconds())}) {
 		if err != nil {
 			return err
 		}

@@ -97,8 +97,8 @@ type TUN struct {
 
 // Userspace is how programs reach the mesh without an interface.
 type Userspace struct {
-	SOCKS string `toml:"socks" doc:"SOCKS5 proxy: an address and port of this device, auto (127.0.0.1:7119 or a free port, without root only) or off."`
-	HTTP  string `toml:"http" doc:"HTTP proxy: an address and port of this device, or off." example:"\"127.0.0.1:7120\""`
+	SOCKS string `toml:"socks" doc:"SOCKS5 and HTTP proxy on one port: an address and port of this device, auto (127.0.0.1:7119 or a free port, without root only) or off."`
+	HTTP  string `toml:"http" doc:"One more port for the same: an address and port of this device, or off." example:"\"127.0.0.1:7120\""`
 }
 
 // Forward leads a local port to a node.
