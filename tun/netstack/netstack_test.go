@@ -227,3 +227,267 @@ func BenchmarkTCP(b *testing.B) {
 	}
 	c.Close()
 }
+
+func TestUDP(t *testing.T) {
+	a, b := pair(t, &wire{})
+	server, err := b.ListenPacket(ctx(t), "udp", ":53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	c, err := a.DialContext(ctx(t), "udp", "[200:1111::b]:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	server.SetDeadline(time.Now().Add(20 * time.Second))
+	for _, size := range []int{0, 1, 1352, 1353, 60000} { // the last two travel in fragments
+		sent := bytes.Repeat([]byte{byte(size)}, size)
+		if _, err := c.Write(sent); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 65536)
+		n, from, err := server.ReadFrom(buf)
+		if err != nil || !bytes.Equal(buf[:n], sent) {
+			t.Fatalf("%d bytes sent, %d received, %v", size, n, err)
+		}
+		if _, err := server.WriteTo(buf[:n], from); err != nil {
+			t.Fatal(err)
+		}
+		if n, err = c.Read(buf); err != nil || !bytes.Equal(buf[:n], sent) {
+			t.Fatalf("%d bytes sent back, %d received, %v", size, n, err)
+		}
+	}
+}
+
+func TestItself(t *testing.T) {
+	a, _ := pair(t, &wire{})
+	transfer(t, a, a, 1<<20)
+}
+
+// alone returns a stack with nothing on the other side, and its writer.
+func alone(t testing.TB) (*Stack, tun.Writer) {
+	t.Helper()
+	s, err := New(Config{Addr: addrA, MTU: 1400})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s, s.NewWriter()
+}
+
+func packet(proto byte, payload []byte) []byte {
+	p := make([]byte, 40, 40+len(payload))
+	p[0], p[6], p[7] = 0x60, proto, 64
+	binary.BigEndian.PutUint16(p[4:], uint16(len(payload)))
+	copy(p[8:], addrB.AsSlice())
+	copy(p[24:], addrA.AsSlice())
+	return append(p, payload...)
+}
+
+func echo(id uint16) []byte {
+	p := packet(tun.ProtoICMPv6, append([]byte{128, 0, 0, 0, byte(id >> 8), byte(id), 0, 1}, "ping"...))
+	binary.BigEndian.PutUint16(p[42:], ^tun.Sum(p[40:], tun.PseudoSum(p, tun.ProtoICMPv6, len(p)-40)))
+	return p
+}
+
+func TestEchoIsAnswered(t *testing.T) {
+	s, w := alone(t)
+	w.Write(echo(7), false)
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	pkts := make([]tun.Packet, 4)
+	n, err := s.Read(pkts)
+	if n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	p := pkts[0].Data
+	if p[40] != 129 || binary.BigEndian.Uint16(p[44:]) != 7 || !bytes.HasSuffix(p, []byte("ping")) || !bytes.Equal(p[24:40], addrB.AsSlice()) {
+		t.Errorf("answer %x", p)
+	}
+	if pkts[0].Partial || pkts[0].SegSize != 0 {
+		t.Error("an echo reply is no super-packet")
+	}
+}
+
+func TestNothingElseIsForwardedOrRouted(t *testing.T) {
+	s, w := alone(t)
+	p := echo(1)
+	p[39]++ // to another address
+	binary.BigEndian.PutUint16(p[42:], 0)
+	binary.BigEndian.PutUint16(p[42:], ^tun.Sum(p[40:], tun.PseudoSum(p, tun.ProtoICMPv6, len(p)-40)))
+	w.Write(p, false)
+	w.Write(echo(2), false)
+	w.Flush()
+	pkts := make([]tun.Packet, 4)
+	n, err := s.Read(pkts)
+	if n != 1 || err != nil || binary.BigEndian.Uint16(pkts[0].Data[44:]) != 2 {
+		t.Errorf("%d packets, %v: want the answer to the second alone", n, err)
+	}
+}
+
+func TestBadPacketsAreCounted(t *testing.T) {
+	s, w := alone(t)
+	good := packet(tun.ProtoUDP, []byte{0, 1, 0, 2, 0, 12, 0, 0, 'd', 'a', 't', 'a'})
+	if !tun.FinishChecksum(good) {
+		t.Fatal("no checksum")
+	}
+	flipped := bytes.Clone(good)
+	flipped[50] ^= 1
+	zero := bytes.Clone(good)
+	zero[46], zero[47] = 0, 0
+	for _, p := range [][]byte{{}, good[:39], good[:len(good)-1], append(bytes.Clone(good), 0), flipped, zero} {
+		w.Write(p, false)
+	}
+	w.Write(bytes.Repeat([]byte{0x45}, 40), true)
+	w.Flush()
+	if got := s.Stats().Bad; got != 7 {
+		t.Errorf("%d bad packets counted, want 7", got)
+	}
+	w.Write(good, false)
+	w.Write(flipped, true) // partial: its field is no checksum yet
+	w.Flush()
+	if got := s.Stats().Bad; got != 7 {
+		t.Errorf("%d bad packets counted after good ones, want 7", got)
+	}
+}
+
+func TestQueueIsBounded(t *testing.T) {
+	s, w := alone(t)
+	for i := range 3 * maxQueued { // answers that nobody reads
+		w.Write(echo(uint16(i)), false)
+	}
+	w.Flush()
+	if s.link.queue.n > maxQueued || s.link.bytes > maxQueuedMem {
+		t.Errorf("%d packets of %d bytes are queued", s.link.queue.n, s.link.bytes)
+	}
+	if s.Stats().Dropped == 0 {
+		t.Error("drops are not counted")
+	}
+	pkts := make([]tun.Packet, 64)
+	n, err := s.Read(pkts)
+	if n != len(pkts) || err != nil {
+		t.Fatal(n, err)
+	}
+	for i := range pkts {
+		if id := binary.BigEndian.Uint16(pkts[i].Data[44:]); int(id) != i {
+			t.Fatalf("packet %d has number %d", i, id)
+		}
+	}
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	a, b := pair(t, &wire{})
+	l, err := b.Listen(ctx(t), "tcp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := b.ListenPacket(ctx(t), "udp", ":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := a.DialContext(ctx(t), "tcp", "[200:1111::b]:80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	ends := func(what string, f func() error) {
+		wg.Go(func() {
+			if f() == nil {
+				t.Errorf("%s went on", what)
+			}
+		})
+	}
+	ends("Accept", func() error { _, err := l.Accept(); return err })
+	ends("ReadFrom", func() error { _, _, err := u.ReadFrom(make([]byte, 1)); return err })
+	ends("Read", func() error { _, err := in.Read(make([]byte, 1)); return err })
+	ends("Dial", func() error { _, err := b.DialContext(ctx(t), "tcp", "[200:1111::c]:80"); return err })
+	b.Close()
+	b.Close()
+	wg.Wait()
+	if err := b.NewWriter().Flush(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Flush after Close: %v", err)
+	}
+	c.Close()
+	in.Close()
+	u.Close()
+	l.Close()
+}
+
+func TestDialGivesUpWithItsContext(t *testing.T) {
+	a, _ := alone(t)
+	c, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.DialContext(c, "tcp", "[200:1111::b]:80"); !errors.Is(err, context.Canceled) {
+		t.Errorf("dial with a dead context: %v", err)
+	}
+	c, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() {
+		_, err := a.DialContext(c, "tcp", "[200:1111::b]:80")
+		done <- err
+	}()
+	if _, err := a.Read(make([]tun.Packet, 1)); err != nil { // its SYN
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("dial after cancel: %v", err)
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	for _, c := range []Config{{addrA, 1279}, {addrA, 65536}, {netip.MustParseAddr("10.0.0.1"), 1400}, {MTU: 1400}} {
+		if s, err := New(c); err == nil {
+			s.Close()
+			t.Errorf("New(%+v) succeeded", c)
+		}
+	}
+}
+
+// FuzzWriter: what a peer sends may be anything.
+func FuzzWriter(f *testing.F) {
+	f.Add(echo(1), false)
+	f.Add(packet(tun.ProtoTCP, append([]byte{0, 1, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "payload"...)), true)
+	f.Add(packet(tun.ProtoUDP, []byte{0, 1, 0, 2, 0, 8, 0, 0}), true)
+	f.Add(packet(44, []byte{58, 0, 0, 1, 0, 0, 0, 1, 128, 0, 0, 0, 0, 0, 0, 1}), true)
+	s, err := New(Config{Addr: addrA, MTU: 1400})
+	if err != nil {
+		f.Fatal(err)
+	}
+	l, err := s.Listen(context.Background(), "tcp", ":80")
+	if err != nil {
+		f.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		pkts := make([]tun.Packet, 64)
+		for {
+			if _, err := s.Read(pkts); err != nil {
+				return
+			}
+		}
+	})
+	f.Cleanup(func() { l.Close(); s.Close(); wg.Wait() })
+	w := s.NewWriter()
+	f.Fuzz(func(t *testing.T, p []byte, partial bool) {
+		w.Write(p, partial)
+		if len(p) > 44 { // once more, where the next segment would be
+			q := bytes.Clone(p)
+			if hdr, n := splitTCP(p); hdr != 0 {
+				binary.BigEndian.PutUint32(q[44:], binary.BigEndian.Uint32(p[44:])+uint32(n))
+			}
+			w.Write(q, partial)
+		}
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
