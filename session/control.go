@@ -15,6 +15,14 @@ func (m *Manager) control(ctx context.Context) {
 	c := &controller{m: m, o: m.newOutbound(), attempts: map[uint32]*Session{}}
 	tick := time.NewTimer(time.Hour)
 	defer tick.Stop()
+	due := m.now() + int64(time.Hour)
+	// Only ever earlier: packets that ask for a handshake faster than the timer runs must not hold it up.
+	soon := func() {
+		if at := m.now() + int64(fineTick); at < due {
+			due = at
+			tick.Reset(fineTick)
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -26,13 +34,15 @@ func (m *Manager) control(ctx context.Context) {
 			if k := s.sendKey(m.now()); k == nil && s.attempt.state == nil {
 				c.initiate(s)
 			}
-			tick.Reset(fineTick)
+			soon()
 		case e := <-m.work:
 			c.handshake(e)
 		case <-m.wake:
-			tick.Reset(fineTick)
+			soon()
 		case <-tick.C:
-			tick.Reset(c.tick())
+			d := c.tick()
+			due = m.now() + int64(d)
+			tick.Reset(d)
 		}
 	}
 }
