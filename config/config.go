@@ -104,7 +104,7 @@ type Userspace struct {
 // Forward leads a local port to a node.
 type Forward struct {
 	Listen string `toml:"listen" doc:"Address and port of this device." example:"\"127.0.0.1:8080\""`
-	To     string `toml:"to" doc:"A node (address, key, id or name) and a port." example:"\"[200:db8::1]:80\""`
+	To     string `toml:"to" doc:"A node and a port: its address, or its name or key with .weft behind it." example:"\"[200:db8::1]:80\""`
 	Proto  Proto  `toml:"proto,omitempty" doc:"tcp or udp; tcp when left out." example:"\"tcp\""`
 }
 

@@ -326,7 +326,7 @@ func (f *file) check(c *Config) {
 		f.address(at+"listen", w.Listen)
 		f.word(at+"proto", string(w.Proto), "", "tcp", "udp")
 		if host, port, err := net.SplitHostPort(w.To); err != nil || host == "" || !isPort(port) {
-			f.report(at+"to", "%q is not a node and a port; written like [200:db8::1]:80 or roof:80", w.To)
+			f.report(at+"to", "%q is not a node and a port; written like [200:db8::1]:80 or roof.weft:80", w.To)
 		}
 	}
 	f.short("forward", len(c.Forwards), maxList)
