@@ -46,8 +46,14 @@ type Options struct {
 	Config   *config.Config // not changed
 	StateDir string
 	Log      *slog.Logger
-	Underlay link.Underlay // nil: the operating system's; tests give the in-memory twin
-	Device   tun.Device    // nil: by the config; tests give the in-memory twin
+	World    *World // nil: the operating system
+}
+
+// World stands in for the operating system, so that whole nodes run in virtual time. A node in such a world has no socket,
+// portal or proxies: its owner calls it directly.
+type World struct {
+	Underlay link.Underlay
+	Device   tun.Device
 }
 
 // Node is one Weft node.
@@ -117,11 +123,15 @@ func (n *Node) Ready() <-chan struct{} { return n.ready }
 
 // Serve runs the node until ctx ends or a part of it fails for good.
 func (n *Node) Serve(ctx context.Context) (err error) {
-	sock, err := api.Listen(n.cfg.Socket(n.opt.StateDir)) // first: two nodes in one state directory would be one identity twice
-	if err != nil {
-		return err
+	var services []func(context.Context) error
+	if n.opt.World == nil { // first of all: two nodes in one state directory would be one identity twice
+		sock, err := api.Listen(n.cfg.Socket(n.opt.StateDir))
+		if err != nil {
+			return err
+		}
+		defer sock.Close()
+		services = append(services, func(ctx context.Context) error { return api.Serve(ctx, sock, api.Handler(n, n.log), n.log) })
 	}
-	defer sock.Close()
 	if err := n.attach(); err != nil {
 		return err
 	}
@@ -129,9 +139,12 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 	if err := n.compose(); err != nil {
 		return err
 	}
-	services, err := n.listen()
-	if err != nil {
-		return err
+	if n.opt.World == nil {
+		more, err := n.listen()
+		if err != nil {
+			return err
+		}
+		services = append(services, more...)
 	}
 	n.started = time.Now()
 	g, ctx := errgroup.WithContext(ctx)
@@ -139,7 +152,6 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 	g.Go(func() error { return n.links.Serve(ctx) })
 	g.Go(func() error { return n.routing.serve(ctx) })
 	g.Go(func() error { return n.tick(ctx) })
-	g.Go(func() error { return api.Serve(ctx, sock, api.Handler(n, n.log), n.log) })
 	for _, s := range services {
 		g.Go(func() error { return s(ctx) })
 	}
@@ -159,8 +171,8 @@ func (n *Node) attach() error {
 	if mtu == 0 {
 		mtu = tunMTU
 	}
-	if n.opt.Device != nil {
-		n.device, n.mode = n.opt.Device, "tun"
+	if w := n.opt.World; w != nil {
+		n.device, n.mode = w.Device, "tun"
 		return nil
 	}
 	if n.cfg.TUN.Enabled != config.Off {
@@ -203,8 +215,11 @@ func (n *Node) compose() (err error) {
 	n.routing.plane = n.plane
 	lc := link.Config{
 		Agent: n.agent, Plane: n.plane, Handler: n.routing, Log: n.log.With("room", "link"), CommunityKey: key,
-		Listen: n.listenURIs(), LANCap: n.cfg.Multicast.Cap, Underlay: n.opt.Underlay,
+		Listen: n.listenURIs(), LANCap: n.cfg.Multicast.Cap,
 		Multicast: link.Multicast{Enabled: n.cfg.Multicast.Enabled, Interfaces: n.cfg.Multicast.Interfaces},
+	}
+	if w := n.opt.World; w != nil {
+		lc.Underlay = w.Underlay
 	}
 	for _, p := range n.cfg.Peers {
 		lc.Peers = append(lc.Peers, linkPeer(p))
@@ -220,7 +235,7 @@ func linkPeer(p config.Peer) link.Peer {
 // listenURIs gives way to whoever has the default port already, unless the owner asked for it by name.
 func (n *Node) listenURIs() []string {
 	uris := append([]string(nil), n.cfg.Listen...)
-	if n.cfg.ListenSet || n.opt.Underlay != nil {
+	if n.cfg.ListenSet || n.opt.World != nil {
 		return uris
 	}
 	for i, u := range uris {
@@ -242,10 +257,8 @@ func (n *Node) listenURIs() []string {
 
 // listen opens the portal, the proxies and the port forwards; each result serves one of them.
 func (n *Node) listen() (services []func(context.Context) error, err error) {
-	if n.net != nil {
-		if services, err = n.openProxies(); err != nil {
-			return nil, err
-		}
+	if services, err = n.openProxies(); err != nil {
+		return nil, err
 	}
 	at := n.cfg.Portal.Listen
 	if at == "off" || at == "" {
