@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -29,6 +30,7 @@ const (
 	defaultPathMTU  = 1500 - 48
 	maxPathMTU      = 9000 - 48
 	firstProbeEvery = 100 * time.Millisecond
+	reviveFor       = time.Minute
 )
 
 type keyPair struct{ send, recv wire.HopKey }
@@ -269,8 +271,37 @@ func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, di
 		conn.CloseWithError(code, reason)
 		stop()
 		m.teardown(l)
+		m.revive(l)
 	})
 	return l, nil
+}
+
+// revive dials a neighbour that dials us as a rule and went silent. It may not have noticed yet, and would not dial for a
+// while; where a NAT keeps our dial out, nothing is lost.
+func (m *Manager) revive(l *Link) {
+	if l.rank != rankRouted || context.Cause(l.ctx) != error(errSilent) || m.configured(l.peer) {
+		return
+	}
+	d := l.path.to.Load()
+	w := way{ep: d.ep, via: d.via, pin: l.peer, multiplier: l.multiplier, metered: l.metered, rank: l.rank}
+	pause := soonPause
+	for began := time.Now(); time.Since(began) < reviveFor; pause += pause / 2 {
+		t := time.NewTimer(pause/2 + rand.N(pause))
+		select {
+		case <-t.C:
+		case <-m.run.Done():
+		}
+		t.Stop()
+		if m.run.Err() != nil || m.LinkTo(l.peer) != nil {
+			return
+		}
+		ctx, cancel := context.WithTimeout(m.run, soonAttempt)
+		_, err := m.dial(ctx, w)
+		cancel()
+		if err == nil {
+			return
+		}
+	}
 }
 
 // teardown ends what setup began. The connection is closed already.

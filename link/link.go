@@ -365,7 +365,7 @@ func (l *Link) idlePause() time.Duration {
 func (l *Link) tick(now time.Time) time.Time {
 	st := l.nb.Stats()
 	l.mu.Lock()
-	v, next := l.live.tick(now, st, l.idlePause(), l.q.smooth)
+	v, next := l.live.tick(now, st, l.idlePause(), l.q.smooth, 1-(1-l.q.in.ratio())*(1-l.q.out.ratio()))
 	if now.Sub(st.LastSent) < activeFor || st.RecvBytes > 0 && now.Sub(st.LastRecv) < activeFor && st.RecvPackets > uint64(l.q.n)*4 {
 		l.lastData = now
 	}

@@ -16,6 +16,7 @@
 package link
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -449,7 +450,8 @@ func (m *Manager) kickPulse() {
 func (m *Manager) Links() []*Link {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.SortedFunc(maps.Values(m.byKey), func(a, b *Link) int { return int(a.id) - int(b.id) })
+	all := slices.SortedFunc(maps.Values(m.byKey), func(a, b *Link) int { return cmp.Compare(a.id, b.id) })
+	return slices.DeleteFunc(all, func(l *Link) bool { return l.ctx.Err() != nil })
 }
 
 // LinkTo returns the link with a neighbour, or nil.

@@ -147,6 +147,18 @@ func (m *Manager) configure(l *Link) {
 	}
 }
 
+// configured reports whether the operator named this neighbour, as far as is known.
+func (m *Manager) configured(key ident.PublicKey) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.peers {
+		if p.get().Key == key {
+			return true
+		}
+	}
+	return false
+}
+
 func (m *Manager) startPeerLocked(p *peerState) {
 	ctx, stop := context.WithCancel(m.run)
 	p.stop = stop

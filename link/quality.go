@@ -13,7 +13,12 @@ const (
 	quietAfter   = 300 * time.Millisecond // traffic goes out, nothing comes in: probe
 	probeEvery   = 250 * time.Millisecond // while unanswered
 	deadAfter    = 1300 * time.Millisecond
-	deadProbes   = 3                // at least so many unanswered probes before a link is dead
+	deadIdle     = 3 * time.Second        // the same while nobody waits for an answer
+	deadProbes   = 3                      // at least so many unanswered probes before a link is dead
+	lossyEvery   = 100 * time.Millisecond // while unanswered on a link that loses more than lossyFrom
+	lossyFrom    = 0.05
+	lossyDoubt   = 1e-6             // how likely all probes may have been lost when a link is called dead
+	lossyProbes  = 30               // but no more than these
 	activeFor    = 2 * time.Second  // after the last datagram a link counts as in use
 	idleProbe    = 17 * time.Second // ± jitter
 	meteredProbe = 60 * time.Second
@@ -28,11 +33,11 @@ const (
 const (
 	baseCost      = 500
 	costStep      = 1.25
-	costSlack     = 0.8 // in steps: the cost moves when the measured one is farther away than this
+	costSlack     = 1.0 // in steps: the cost moves when the measured one is farther away than this
 	maxETX        = 16.0
 	meteredFactor = 4
 	maxCost       = 1 << 28
-	rttSamples    = 8
+	rttSamples    = 24
 )
 
 // quality estimates a link from its probes. The link's mu guards it.
@@ -167,8 +172,9 @@ const (
 	declareDead
 )
 
-// tick looks at the link. idle is the (jittered) pause until the next idle probe; rtt stretches the limits on long paths.
-func (v *liveness) tick(now time.Time, st forward.Stats, idle time.Duration, rtt time.Duration) (verdict, time.Time) {
+// tick looks at the link. idle is the (jittered) pause until the next idle probe; rtt and loss, both of a round trip,
+// stretch the limits on long and on lossy paths.
+func (v *liveness) tick(now time.Time, st forward.Stats, idle, rtt time.Duration, loss float64) (verdict, time.Time) {
 	if st.RecvPackets != v.received {
 		v.received = st.RecvPackets
 		v.heard = now
@@ -198,16 +204,26 @@ func (v *liveness) tick(now time.Time, st forward.Stats, idle time.Duration, rtt
 		return nothing, now.Add(burstEvery)
 	}
 
+	every, enough := probeEvery, deadProbes
+	if loss > lossyFrom {
+		every = lossyEvery
+		enough = min(max(enough, int(math.Ceil(math.Log(lossyDoubt)/math.Log(loss)))), lossyProbes)
+	}
 	quiet := now.Sub(v.heard)
 	active := !st.LastSent.IsZero() && now.Sub(st.LastSent) < activeFor
+	limit := deadAfter
+	if !active {
+		limit = deadIdle
+	}
 	switch {
-	case v.unanswered >= deadProbes && quiet >= deadAfter+slow && now.Sub(v.firstProbe) >= deadAfter-quietAfter-pulse+slow:
+	case v.unanswered >= enough && quiet >= limit+slow && now.Sub(v.firstProbe) >= deadAfter-quietAfter-pulse+slow:
 		return declareDead, now
-	case v.unanswered > 0 && now.Sub(v.firstProbe) > quietAfter, active && quiet >= quietAfter:
-		if now.Sub(v.lastProbe) >= probeEvery-pulse/4 {
+	case v.unanswered > 0 && now.Sub(v.firstProbe) >= quietAfter, active && quiet >= quietAfter:
+		if now.Sub(v.lastProbe) >= every-every/5 {
 			v.probed(now, idle)
-			return sendProbe, now.Add(pulse)
+			return sendProbe, now.Add(min(pulse, every))
 		}
+		return nothing, now.Add(min(pulse, every))
 	case !now.Before(v.nextIdle):
 		v.probed(now, idle)
 		return sendProbe, now.Add(pulse)
