@@ -98,7 +98,7 @@ func (r *Router) dropLink(id uint32) {
 			r.own.adjacent = slices.DeleteFunc(r.own.adjacent, func(a wire.Adjacency) bool { return a.ID == l.peer })
 			r.relink(0)
 		}
-		r.scheduleOrigin(0)
+		r.scheduleLoss()
 	}
 	r.wantSPF(true)
 }

@@ -14,6 +14,8 @@ import (
 var damping = [...]time.Duration{0, 400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
 
 const (
+	lossBurst    = 4                // so many dead links in a row are told at once, whatever else was told just before…
+	lossRate     = 1.0 / 8          // …and one more every eight seconds
 	calmAfter    = 10 * time.Second // without an LSA of ours: the damping starts short again
 	fightFirst   = 100 * time.Millisecond
 	fightMost    = 5 * time.Minute
@@ -30,6 +32,7 @@ type origin struct {
 	at       time.Duration // when the next is due
 	last     time.Duration
 	level    int
+	losses   bucket // news of dead links that may still go round the damping
 
 	refreshAt time.Duration
 	doubled   bool // the newest LSA under our key is not ours
@@ -41,6 +44,7 @@ type origin struct {
 
 func (o *origin) init(stored uint64) {
 	o.at, o.refreshAt = never, never
+	o.losses = newBucket(lossRate, lossBurst, 0)
 	if stored > 0 {
 		o.seq = min(stored, wire.MaxSeq-1-seqMargin) + seqMargin
 	}
@@ -57,6 +61,15 @@ func (r *Router) scheduleOrigin(wait time.Duration) {
 		o.level = 0
 	}
 	o.at = min(o.at, max(r.now+wait, o.last+damping[o.level]))
+}
+
+// scheduleLoss tells of a dead link at once: until the others know, what they send that way is lost. Damping is for news
+// that can wait, such as costs and links that come up, and for a link that keeps dying.
+func (r *Router) scheduleLoss() {
+	r.scheduleOrigin(0)
+	if r.own.at > r.now && r.own.losses.take(r.now, 1) {
+		r.own.at = r.now
+	}
 }
 
 // originate signs and installs a new LSA of ours.
