@@ -34,7 +34,10 @@ type Stack struct {
 	link  *link
 	addr  tcpip.Address
 	stack *stack.Stack
-	once  sync.Once
+
+	mu     sync.RWMutex // Close takes it to be sure that no endpoint is made behind its back
+	closed bool
+	done   chan struct{} // closed with closed
 }
 
 // New starts a stack.
@@ -45,7 +48,7 @@ func New(cfg Config) (*Stack, error) {
 	if cfg.MTU < header.IPv6MinimumMTU || cfg.MTU > 65535 {
 		return nil, fmt.Errorf("start userspace stack: MTU %d: may be 1280 to 65535", cfg.MTU)
 	}
-	s := &Stack{link: newLink(cfg.MTU), addr: tcpip.AddrFrom16(cfg.Addr.As16())}
+	s := &Stack{link: newLink(cfg.MTU), addr: tcpip.AddrFrom16(cfg.Addr.As16()), done: make(chan struct{})}
 	s.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol6},
@@ -103,14 +106,38 @@ func (s *Stack) Read(pkts []tun.Packet) (int, error) { return s.link.Read(pkts) 
 // NewWriter implements tun.Device.
 func (s *Stack) NewWriter() tun.Writer { return &writer{l: s.link} }
 
-// Close implements tun.Device. It ends every connection and listener and waits for the stack's goroutines.
+// Close implements tun.Device. It ends every connection, listener and dial, and waits for the stack's goroutines.
 func (s *Stack) Close() error {
-	s.once.Do(func() {
-		s.stack.Close()
-		s.link.shut()
-		s.stack.Wait()
-	})
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	close(s.done)
+	s.mu.Unlock()
+	s.stack.Close()
+	s.link.shut()
+	s.stack.Wait()
 	return nil
+}
+
+// endpoint makes an endpoint and starts it. Close aborts those that have been started, and no others can be.
+func (s *Stack) endpoint(proto tcpip.TransportProtocolNumber, wq *waiter.Queue, start func(tcpip.Endpoint) tcpip.Error) (tcpip.Endpoint, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, net.ErrClosed
+	}
+	ep, terr := s.stack.NewEndpoint(proto, ipv6.ProtocolNumber, wq)
+	if terr != nil {
+		return nil, errorOf(terr)
+	}
+	if terr := start(ep); terr != nil {
+		ep.Close()
+		return nil, errorOf(terr)
+	}
+	return ep, nil
 }
 
 // Stats counts what the stack has lost.
@@ -148,92 +175,96 @@ func (s *Stack) dial(ctx context.Context, proto tcpip.TransportProtocolNumber, t
 		return nil, err
 	}
 	var wq waiter.Queue
-	ep, terr := s.stack.NewEndpoint(proto, ipv6.ProtocolNumber, &wq)
-	if terr != nil {
-		return nil, errorOf(terr)
-	}
-	if proto == udp.ProtocolNumber {
-		if terr := ep.Connect(to); terr != nil {
-			ep.Close()
-			return nil, errorOf(terr)
-		}
-		return gonet.NewUDPConn(&wq, ep), nil
-	}
 	entry, connected := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventErr | waiter.EventHUp)
 	wq.EventRegister(&entry)
 	defer wq.EventUnregister(&entry)
-	terr = ep.Connect(to)
-	if _, started := terr.(*tcpip.ErrConnectStarted); started {
+	pending := false
+	ep, err := s.endpoint(proto, &wq, func(ep tcpip.Endpoint) tcpip.Error {
+		terr := ep.Connect(to)
+		if _, pending = terr.(*tcpip.ErrConnectStarted); pending {
+			return nil
+		}
+		return terr
+	})
+	if err != nil {
+		return nil, err
+	}
+	if proto == udp.ProtocolNumber {
+		return gonet.NewUDPConn(&wq, ep), nil
+	}
+	if pending {
 		select {
 		case <-ctx.Done():
-			ep.Close()
-			return nil, ctx.Err()
+			err = ctx.Err()
+		case <-s.done:
+			err = net.ErrClosed
 		case <-connected:
+			if terr := ep.LastError(); terr != nil {
+				err = errorOf(terr)
+			}
 		}
-		terr = ep.LastError()
 	}
-	if terr != nil {
+	if err != nil {
 		ep.Close()
-		return nil, errorOf(terr)
+		return nil, err
 	}
 	return gonet.NewTCPConn(&wq, ep), nil
 }
 
 // Listen accepts TCP connections from the mesh. address is :PORT or the node's own address and a port; port 0 picks one.
 func (s *Stack) Listen(_ context.Context, network, address string) (net.Listener, error) {
-	wq, ep, at, err := s.bind(network, address, tcp.ProtocolNumber)
+	wq, ep, err := s.bind(network, address, tcp.ProtocolNumber)
 	if err != nil {
-		return nil, &net.OpError{Op: "listen", Net: network, Addr: at, Err: err}
-	}
-	if terr := ep.Listen(backlog); terr != nil {
-		ep.Close()
-		return nil, &net.OpError{Op: "listen", Net: network, Addr: at, Err: errorOf(terr)}
+		return nil, err
 	}
 	return gonet.NewTCPListener(s.stack, wq, ep), nil
 }
 
 // ListenPacket receives UDP from the mesh; address is as for Listen.
 func (s *Stack) ListenPacket(_ context.Context, network, address string) (net.PacketConn, error) {
-	wq, ep, at, err := s.bind(network, address, udp.ProtocolNumber)
+	wq, ep, err := s.bind(network, address, udp.ProtocolNumber)
 	if err != nil {
-		return nil, &net.OpError{Op: "listen", Net: network, Addr: at, Err: err}
+		return nil, err
 	}
 	return gonet.NewUDPConn(wq, ep), nil
 }
 
-func (s *Stack) bind(network, address string, want tcpip.TransportProtocolNumber) (*waiter.Queue, tcpip.Endpoint, net.Addr, error) {
+func (s *Stack) bind(network, address string, want tcpip.TransportProtocolNumber) (*waiter.Queue, tcpip.Endpoint, error) {
+	fail := func(err error) (*waiter.Queue, tcpip.Endpoint, error) {
+		return nil, nil, &net.OpError{Op: "listen", Net: network, Err: &net.AddrError{Err: err.Error(), Addr: address}}
+	}
 	proto, err := protoOf(network)
 	if err != nil {
-		return nil, nil, nil, err
+		return fail(err)
 	}
 	if proto != want {
-		return nil, nil, nil, net.UnknownNetworkError(network)
+		return fail(net.UnknownNetworkError(network))
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, nil, nil, err
+		return fail(err)
 	}
 	if host == "" {
 		host = "::"
 	}
-	to, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
+	at, err := netip.ParseAddrPort(net.JoinHostPort(host, port))
 	if err != nil {
-		return nil, nil, nil, err
-	}
-	at := addrOf(proto, to)
-	if a := tcpip.AddrFrom16(to.Addr().As16()); !to.Addr().IsUnspecified() && a != s.addr {
-		return nil, nil, at, fmt.Errorf("%s is not this node's address, which is %s: %w", to.Addr(), s.addr, syscall.EADDRNOTAVAIL)
+		return fail(err)
 	}
 	var wq waiter.Queue
-	ep, terr := s.stack.NewEndpoint(proto, ipv6.ProtocolNumber, &wq)
-	if terr != nil {
-		return nil, nil, at, errorOf(terr)
+	ep, err := s.endpoint(proto, &wq, func(ep tcpip.Endpoint) tcpip.Error {
+		if a := tcpip.AddrFrom16(at.Addr().As16()); !at.Addr().IsUnspecified() && a != s.addr {
+			return &tcpip.ErrBadLocalAddress{}
+		}
+		if terr := ep.Bind(full(at)); terr != nil || proto == udp.ProtocolNumber {
+			return terr
+		}
+		return ep.Listen(backlog)
+	})
+	if err != nil {
+		return nil, nil, &net.OpError{Op: "listen", Net: network, Addr: addrOf(proto, at), Err: err}
 	}
-	if terr := ep.Bind(full(to)); terr != nil {
-		ep.Close()
-		return nil, nil, at, errorOf(terr)
-	}
-	return &wq, ep, at, nil
+	return &wq, ep, nil
 }
 
 func protoOf(network string) (tcpip.TransportProtocolNumber, error) {

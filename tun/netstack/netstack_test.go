@@ -411,6 +411,9 @@ func TestCloseEndsEverything(t *testing.T) {
 	b.Close()
 	b.Close()
 	wg.Wait()
+	if _, err := b.Listen(ctx(t), "tcp", ":81"); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Listen after Close: %v", err)
+	}
 	if err := b.NewWriter().Flush(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Flush after Close: %v", err)
 	}
