@@ -303,57 +303,65 @@ func wait(ctx context.Context, d time.Duration) {
 }
 
 func TestDiamondHealsOnCarrierLossAndSilence(t *testing.T) {
-	w, ctx := village(t, "[topology]\nkind='diamond'\nn=2\n[defaults]\ndelay='1ms'\n[[link]]\na='n0'\nb='n2'\ndelay='6ms'\n")
+	w, ctx := village(t, "[topology]\nkind='diamond'\nn=2\n")
 	start(t, w)
 	for _, n := range []string{"n1", "n2", "n3"} {
 		reach(t, ctx, w, "n0", n, 6*time.Second)
 	}
 	to := address(t, ctx, w, "n3")
-	l, err := w.Link("n1", "n3")
-	if err != nil {
-		t.Fatal(err)
-	}
-	through := func(relay string) {
+	relay := func() string {
 		t.Helper()
-		var got string
 		for {
 			var hops []api.TraceHop
 			if err := w.Weft(ctx, "n0", &hops, "trace", to.String()); err == nil && len(hops) == 3 {
-				if got = hops[1].Name; got == relay {
-					return
-				}
+				return hops[1].Name
 			}
 			if wait(ctx, 50*time.Millisecond); ctx.Err() != nil {
-				t.Fatalf("the way goes through %q, want %s", got, relay)
+				t.Fatal("n0 finds no way to n3")
 			}
 		}
 	}
 	for _, f := range []struct {
-		name         string
-		break_, mend func() error
-		limit        time.Duration
+		name  string
+		fault func(l *Link, on bool) error
+		limit time.Duration
 	}{
-		{"carrier loss", func() error { return w.SetCarrier(l, "n3", false) }, func() error { return w.SetCarrier(l, "n3", true) }, 100 * time.Millisecond},
-		{"silence", func() error { return w.SetSilent(l, "n3", true) }, func() error { return w.SetSilent(l, "n3", false) }, 2 * time.Second},
+		{"carrier loss", func(l *Link, on bool) error { return w.SetCarrier(l, "n3", !on) }, 100 * time.Millisecond},
+		{"silence", func(l *Link, on bool) error { return w.SetSilent(l, "n3", on) }, 2 * time.Second},
 	} {
-		through("n1")
+		for { // both ways are there
+			var peers []api.Peer
+			if err := w.Weft(ctx, "n3", &peers, "peers"); err == nil && len(peers) == 2 && peers[0].State == "up" && peers[1].State == "up" {
+				break
+			}
+			if wait(ctx, 50*time.Millisecond); ctx.Err() != nil {
+				t.Fatal("n3 has not both neighbours")
+			}
+		}
+		used := relay()
+		l, err := w.Link(used, "n3")
+		if err != nil {
+			t.Fatal(err)
+		}
 		p, err := w.StartPing("n0", to, 10*time.Millisecond, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		<-p.First()
 		wait(ctx, 500*time.Millisecond)
-		if err := f.break_(); err != nil {
+		if err := f.fault(l, true); err != nil {
 			t.Fatal(err)
 		}
 		wait(ctx, 3*time.Second)
 		rep := p.Stop()
-		if rep.Gap > f.limit {
-			t.Errorf("%s: gap %v, want ≤ %v", f.name, rep.Gap, f.limit)
-		}
 		t.Logf("%s: gap %v", f.name, rep.Gap)
-		through("n2")
-		if err := f.mend(); err != nil {
+		if rep.Gap > f.limit {
+			t.Errorf("%s between %s and n3: gap %v, want ≤ %v", f.name, used, rep.Gap, f.limit)
+		}
+		if now := relay(); now == used {
+			t.Errorf("%s: the traffic still goes through %s", f.name, used)
+		}
+		if err := f.fault(l, false); err != nil {
 			t.Fatal(err)
 		}
 	}

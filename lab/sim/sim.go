@@ -22,6 +22,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/pelletier/go-toml/v2"
+
 	"weft/ident"
 	"weft/lab/manifest"
 	"weft/route"
@@ -39,8 +41,10 @@ const (
 	probeExchange = 2 * 104                 // bytes of one idle probe and its answer …
 	probeEvery    = 15 * time.Second        // … and how often an idle link is probed
 	silence       = 1500 * time.Millisecond // without an answer: the link is down
-	meetFirst     = 200 * time.Millisecond  // from boot to the first link …
-	meetLast      = 500 * time.Millisecond  // … and to the last
+	burstVerdict  = 80 * time.Millisecond   // the same after a hint that the neighbour is gone
+	burstBytes    = 3 * probeExchange
+	meetFirst     = 200 * time.Millisecond // from boot to the first link …
+	meetLast      = 500 * time.Millisecond // … and to the last
 	echoBytes     = 150
 	retry         = 100 * time.Millisecond // an application that has no answer tries again
 	echoEvery     = 10 * time.Millisecond  // steady echoes, for gaps
@@ -137,6 +141,7 @@ type node struct {
 	seq    uint64
 	links  []int
 	liar   *liar
+	closed string       // community key, if any: links between different ones do not come up
 	table  *route.Table // last seen, to notice changes
 }
 
@@ -233,6 +238,11 @@ func newWorld(m *manifest.Manifest) (*world, error) {
 			return nil, err
 		}
 		x := &node{spec: n, agent: agent, id: agent.Public().ID(), timer: never, bootAt: n.Start.Duration}
+		var config struct{ Community struct{ Key string } } // the one setting of a node that a world without packets can honour
+		if err := toml.Unmarshal([]byte(n.Config), &config); err != nil {
+			return nil, fmt.Errorf("config of node %s: %w", n.Name, err)
+		}
+		x.closed = config.Community.Key
 		if n.Liar != "" {
 			x.liar = newLiar(n.Liar, m.Seed, i)
 		}
@@ -373,7 +383,7 @@ func (w *world) scheduleMeet(id int) {
 func (w *world) meet(id, life int) {
 	l := w.links[id]
 	a, b := w.nodes[l.spec.From], w.nodes[l.spec.To]
-	if l.life != life || l.down || l.silent > 0 || a.r == nil || b.r == nil || l.up[0] && l.up[1] {
+	if l.life != life || l.down || l.silent > 0 || a.closed != b.closed || a.r == nil || b.r == nil || l.up[0] && l.up[1] {
 		return
 	}
 	w.lose(id, true) // an end that still believes in the old link learns better
@@ -570,6 +580,12 @@ func (w *world) after(i int) {
 	n := w.nodes[i]
 	for _, m := range n.r.Outbox() {
 		w.send(i, int(m.Link-1), m.Bytes)
+	}
+	for _, id := range n.r.Suspects() { // the link room answers a hint with a burst of probes
+		if l := w.links[id-1]; l.silent > 0 || w.deadEnd(int(id-1)) {
+			w.push(event{at: w.now + burstVerdict, kind: evDetect, a: int(id - 1), life: l.life})
+		}
+		w.links[id-1].bytes += burstBytes
 	}
 	if s := n.r.Stats(); s.Seq > n.seq {
 		n.seq = s.Seq

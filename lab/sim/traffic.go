@@ -312,7 +312,7 @@ func (w *world) parts() (label []int, size map[int]int) {
 // works reports whether a link really carries, whatever anybody thinks.
 func (w *world) works(id int) bool {
 	l := w.links[id]
-	return !l.down && l.silent == 0 && !w.deadEnd(id)
+	return !l.down && l.silent == 0 && !w.deadEnd(id) && w.nodes[l.spec.From].closed == w.nodes[l.spec.To].closed
 }
 
 // allKnown is the cheap half of the check: everybody has started and knows enough nodes.
