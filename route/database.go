@@ -225,11 +225,15 @@ func (r *Router) listed(u int32, id ident.NodeID) (wire.Adjacency, bool) {
 		}
 		return r.own.adjacent[at], true
 	}
-	v := r.db.entries[u].lsa
-	low, high := 0, 0
-	if v != nil {
-		high = v.NumNeighbours()
+	if v := r.db.entries[u].lsa; v != nil {
+		return adjacency(v, id)
 	}
+	return wire.Adjacency{}, false
+}
+
+// adjacency finds what an LSA says of its node's link to id.
+func adjacency(v wire.LSAView, id ident.NodeID) (wire.Adjacency, bool) {
+	low, high := 0, v.NumNeighbours()
 	for low < high {
 		mid := (low + high) / 2
 		switch a := v.Neighbour(mid); {
@@ -259,6 +263,7 @@ func (r *Router) install(s int32, v wire.LSAView, born time.Duration, from *link
 	}
 	before := e.level
 	if !refresh {
+		r.suspect(s, old, v)
 		r.stats.Installed++
 		r.spf.stale(r.now)
 		r.weigh(s)
@@ -268,6 +273,20 @@ func (r *Router) install(s int32, v wire.LSAView, born time.Duration, from *link
 	}
 	if before == levelReachable {
 		r.flood(s, refresh)
+	}
+}
+
+// suspect notes the links to neighbours that node s has just stopped listing: they may have died on it, and so on us.
+func (r *Router) suspect(s int32, old, v wire.LSAView) {
+	if s == 0 || old == nil {
+		return
+	}
+	for _, l := range r.links {
+		if _, was := adjacency(old, l.peer); was && !slices.Contains(r.suspects, l.info.ID) {
+			if _, is := adjacency(v, l.peer); !is {
+				r.suspects = append(r.suspects, l.info.ID)
+			}
+		}
 	}
 }
 

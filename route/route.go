@@ -113,6 +113,8 @@ type Router struct {
 	sweepAt time.Duration
 	retryAt time.Duration
 	promote []int32 // slots that may have made waiting LSAs plausible
+
+	suspects []uint32
 }
 
 // New makes a router for a node without links. Self must be the key that Sign signs with.
@@ -211,6 +213,14 @@ func checkLocal(l Local) error {
 		return fmt.Errorf("name, position and gateway offer take %d bytes together, at most %d", size, wire.MaxExtBytes)
 	}
 	return nil
+}
+
+// Suspects returns, once, the links whose neighbour another node has just stopped listing. It may be dead: the caller does
+// well to probe them at once, since otherwise a quiet link finds out only when traffic runs into it.
+func (r *Router) Suspects() []uint32 {
+	s := r.suspects
+	r.suspects = nil
+	return s
 }
 
 // Tick does what is due. Calling it early or late is harmless.
