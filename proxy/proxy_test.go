@@ -248,3 +248,310 @@ func TestHTTPProxy(t *testing.T) {
 		t.Errorf("CONNECT: %q, %v", rest, err)
 	}
 }
+
+func TestSOCKSPassword(t *testing.T) {
+	a, b := mesh(t)
+	site(t, b)
+	proxy := start(t, Config{Mesh: a, User: "me", Password: "secret"})
+	try := func(methods []byte, login string) (net.Conn, []byte) {
+		c, err := net.Dial("tcp", proxy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.Write(append([]byte{5, byte(len(methods))}, methods...))
+		m := make([]byte, 2)
+		if _, err := io.ReadFull(c, m); err != nil {
+			t.Fatal(err)
+		}
+		if m[1] != methodUser {
+			return c, m
+		}
+		io.WriteString(c, login)
+		if _, err := io.ReadFull(c, m); err != nil {
+			t.Fatal(err)
+		}
+		return c, m
+	}
+	if _, m := try([]byte{0}, ""); m[1] != methodRefused {
+		t.Errorf("without a password: %v", m)
+	}
+	for _, wrong := range []string{"\x01\x02me\x05wrong", "\x01\x02me\x00", "\x01\x00\x06secret", "\x01\x03me2\x06secret"} {
+		c, m := try([]byte{0, 2}, wrong)
+		if m[1] == 0 {
+			t.Errorf("login %q succeeded", wrong)
+		}
+		if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("login %q: the connection goes on", wrong)
+		}
+	}
+	c, m := try([]byte{0, 2}, "\x01\x02me\x06secret")
+	if m != nil && m[1] != 0 {
+		t.Fatalf("login: %v", m)
+	}
+	c.Write(append([]byte{5, cmdConnect, 0}, literal(keyB.Addr(), 80)...))
+	if code, _ := readReply(t, c); code != replyOK {
+		t.Errorf("CONNECT after login: %d", code)
+	}
+}
+
+// echoUDP answers every datagram on port 7 of a stack with itself in brackets.
+func echoUDP(t testing.TB, c net.PacketConn) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := c.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			c.WriteTo(fmt.Appendf(nil, "[%s]", buf[:n]), from)
+		}
+	}()
+	t.Cleanup(func() { c.Close(); <-done })
+}
+
+func TestSOCKSAssociate(t *testing.T) {
+	a, b := mesh(t)
+	server, err := b.ListenPacket(t.Context(), "udp", ":7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoUDP(t, server)
+	proxy := start(t, Config{Mesh: a})
+	control, code, relay := dialSOCKS(t, proxy, cmdAssociate, literal(netip.IPv4Unspecified(), 0))
+	if code != replyOK || !relay.Addr().IsLoopback() {
+		t.Fatalf("UDP ASSOCIATE: code %d, relay %s", code, relay)
+	}
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(relay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	send := func(frag byte, target []byte, payload string) {
+		c.Write(append(append([]byte{0, 0, frag}, target...), payload...))
+	}
+	send(0, named("example.org", 7), "outside")
+	send(1, literal(keyB.Addr(), 7), "fragment")
+	c.Write([]byte{0, 0})
+	send(0, named(keyB.String()+".weft", 7), "hello")
+	buf := make([]byte, 2048)
+	n, err := c.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, payload, err := parseDatagram(buf[:n])
+	if err != nil || d.host != keyB.Addr().String() || d.port != 7 || string(payload) != "[hello]" {
+		t.Errorf("answer from %v: %q, %v", d, payload, err)
+	}
+	// Another program on this machine may not use the association.
+	thief, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(relay))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Close()
+	thief.Write(append(append([]byte{0, 0, 0}, literal(keyB.Addr(), 7)...), "stolen"...))
+	send(0, literal(keyB.Addr(), 7), "mine")
+	if n, err = c.Read(buf); err != nil || !bytes.HasSuffix(buf[:n], []byte("[mine]")) {
+		t.Errorf("after the thief: %q, %v", buf[:n], err)
+	}
+	// It ends with its connection.
+	control.Close()
+	for end := time.Now().Add(20 * time.Second); ; {
+		send(0, literal(keyB.Addr(), 7), "more")
+		c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := c.Read(buf); err != nil && failureOf(err) == failedRefused {
+			break // nobody listens any more
+		}
+		if time.Now().After(end) {
+			t.Fatal("the association outlives its connection")
+		}
+	}
+}
+
+func freePort(t testing.TB, network string) string {
+	t.Helper()
+	if network == "udp" {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.LocalAddr().String()
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// TestForwards goes all the way: a local port of A, the mesh, an exposed port of B, a local service of B.
+func TestForwards(t *testing.T) {
+	a, b := mesh(t)
+	service, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hi") })}
+	done := make(chan struct{})
+	go func() { srv.Serve(service); close(done) }()
+	t.Cleanup(func() { srv.Close(); <-done })
+	udpService, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	echoUDP(t, udpService)
+
+	parse := func(f Forward, err error) Forward {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	log := slog.New(slog.DiscardHandler)
+	portB, err := New(Config{Mesh: b, Log: log, Exposed: []Forward{
+		parse(ParseExpose("tcp 80 -> " + service.Addr().String())),
+		parse(ParseExpose("udp 53 -> " + udpService.LocalAddr().String())),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tcpPort, udpPort, proxyPort := freePort(t, "tcp"), freePort(t, "udp"), freePort(t, "tcp")
+	portA, err := New(Config{Mesh: a, Log: log, Listen: []string{proxyPort}, Forwards: []Forward{
+		parse(ParseForward("tcp " + tcpPort + " -> " + keyB.String() + ".weft:80")),
+		parse(ParseForward("udp " + udpPort + " -> [" + keyB.Addr().String() + "]:53")),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, portB.Serve)
+	run(t, portA.Serve)
+
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	client := http.Client{Transport: tr, Timeout: 20 * time.Second}
+	var body []byte
+	for range 100 { // until both have opened their ports
+		res, err := client.Get("http://" + tcpPort)
+		if err == nil {
+			body, _ = io.ReadAll(res.Body)
+			res.Body.Close()
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if string(body) != "hi" {
+		t.Fatalf("through the TCP forward: %q", body)
+	}
+	for _, name := range []string{"one", "two"} { // two clients, each gets its own answers
+		c, err := net.Dial("udp", udpPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		for range 2 {
+			io.WriteString(c, name)
+			buf := make([]byte, 100)
+			if n, err := c.Read(buf); err != nil || string(buf[:n]) != "["+name+"]" {
+				t.Fatalf("through the UDP forward: %q, %v", buf[:n], err)
+			}
+		}
+	}
+	// Connections that are open when the proxy ends are closed: run's cleanup and goleak see to it.
+	if _, code, _ := dialSOCKS(t, proxyPort, cmdConnect, literal(keyB.Addr(), 80)); code != replyOK {
+		t.Errorf("the proxy's own port: code %d", code)
+	}
+	if err := portA.Serve(t.Context()); err == nil || !strings.Contains(err.Error(), "in use") {
+		t.Errorf("a second Serve on the same ports: %v", err)
+	}
+}
+
+func TestConfigErrorsSayWhatIsAllowed(t *testing.T) {
+	fwd, err := ParseForward("tcp localhost:8080 -> nas.weft:80")
+	if err != nil || fwd.String() != "tcp 127.0.0.1:8080 -> nas.weft:80" {
+		t.Fatal(fwd, err)
+	}
+	exp, err := ParseExpose("udp 53 -> [::1]:5353")
+	if err != nil || exp.String() != "udp 53 -> [::1]:5353" {
+		t.Fatal(exp, err)
+	}
+	if proto, port := exp.Port(); proto != "udp" || port != 53 {
+		t.Error(proto, port)
+	}
+	for s, want := range map[string]string{
+		"tcp 8080 -> [200::1]:80":             "127.0.0.1:8080",
+		"tcp 127.0.0.1:80 -> nas.weft":        "127.0.0.1:8080",
+		"sctp 127.0.0.1:80 -> nas.weft:80":    "tcp or udp",
+		"tcp 127.0.0.1:80 => nas.weft:80":     "->",
+		"tcp 127.0.0.1:80 -> nas.weft:0":      "1 to 65535",
+		"tcp example.org:80 -> nas.weft:80":   "127.0.0.1:8080",
+		"tcp 127.0.0.1:99999 -> nas.weft:80":  "127.0.0.1:8080",
+		"tcp 127.0.0.1:80 -> nas.weft:80 now": "->",
+	} {
+		if _, err := ParseForward(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("forward %q: %v; want it to say %q", s, err, want)
+		}
+	}
+	for _, s := range []string{"tcp 0 -> 127.0.0.1:1", "tcp :80 -> 127.0.0.1:1", "tcp 70000 -> 127.0.0.1:1", "tcp 80 -> 127.0.0.1"} {
+		if _, err := ParseExpose(s); err == nil {
+			t.Errorf("expose %q is accepted", s)
+		}
+	}
+	log := slog.New(slog.DiscardHandler)
+	net := Host{Addr: keyA.Addr()}
+	for _, c := range []struct {
+		cfg  Config
+		want string
+	}{
+		{Config{Mesh: net, Log: log, Listen: []string{"0.0.0.0:1080"}}, "set a user and password"},
+		{Config{Mesh: net, Log: log, Listen: []string{":1080"}}, "127.0.0.1:1080"},
+		{Config{Mesh: net, Log: log, Listen: []string{"1080"}}, "127.0.0.1:1080"},
+		{Config{Mesh: net, Log: log, User: "me"}, "come together"},
+		{Config{Mesh: net, Log: log, User: "m:e", Password: "x"}, "colon"},
+		{Config{Mesh: net, Log: log, Forwards: []Forward{exp}}, "is no forward"},
+		{Config{Mesh: net, Log: log, Exposed: []Forward{fwd}}, "exposes nothing"},
+	} {
+		if _, err := New(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%+v: %v; want it to say %q", c.cfg, err, c.want)
+		}
+	}
+	if _, err := New(Config{Mesh: net, Log: log, Listen: []string{"0.0.0.0:1080"}, User: "me", Password: "x"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOutsideHook(t *testing.T) {
+	a, _ := mesh(t)
+	var asked string
+	proxy := start(t, Config{Mesh: a, Outside: func(_ context.Context, host string, port uint16) (net.Conn, error) {
+		asked = net.JoinHostPort(host, fmt.Sprint(port))
+		here, there := net.Pipe()
+		there.Close()
+		return here, nil
+	}})
+	if _, code, _ := dialSOCKS(t, proxy, cmdConnect, named("example.org", 443)); code != replyOK || asked != "example.org:443" {
+		t.Errorf("code %d, asked for %q", code, asked)
+	}
+}
+
+func TestAPageCannotUseTheProxyAsAServer(t *testing.T) {
+	a, _ := mesh(t)
+	proxy := start(t, Config{Mesh: a})
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	res, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Get("http://" + proxy + "/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusBadRequest {
+		t.Errorf("status %s", res.Status)
+	}
+}
