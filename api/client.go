@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"syscall"
 )
 
 // Client is a Backend that is a node behind its socket. It keeps no connection
@@ -183,7 +182,7 @@ func (c *Client) dialError(err error) error {
 		return err
 	case errors.Is(err, fs.ErrPermission):
 		return Errorf(CodePermission, "you may not talk to the node at %s", c.socket).WithHint("it belongs to another user; try with sudo")
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, fs.ErrNotExist), refused(err):
 		return Errorf(CodeNotRunning, "no node is running: nothing answers at %s", c.socket).
 			WithHint("start one with: weft up (as root to get a network interface); for one with another state directory: weft --state DIR …")
 	}

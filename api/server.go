@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -284,7 +285,7 @@ func Listen(path string) (net.Listener, error) {
 			return nil, Errorf(CodeAlreadyRunning, "a node is running already: it answers at %s", path).
 				WithHint("for a second node on this device use another state directory: weft --state DIR up")
 		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
+		if !refused(err) {
 			return nil, fmt.Errorf("look whether a node answers at %s: %w", path, err)
 		}
 		if err := os.Remove(path); err != nil {
@@ -306,6 +307,12 @@ func Listen(path string) (net.Listener, error) {
 		return nil, errors.Join(fmt.Errorf("set the socket's mode: %w", err), ln.Close())
 	}
 	return ln, nil
+}
+
+// refused reports whether nobody listens. Windows has a number of its own for it
+// (WSAECONNREFUSED), which package syscall does not equate.
+func refused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || runtime.GOOS == "windows" && errors.Is(err, syscall.Errno(10061))
 }
 
 // Serve answers h on ln until ctx ends, then ends streams and waits for all
