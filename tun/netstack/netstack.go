@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	nicID   tcpip.NICID = 1
-	backlog             = 256
+	nicID   = tcpip.NICID(1)
+	backlog = 256
 )
 
 // Stack is a TCP/IP stack that is a tun.Device.
