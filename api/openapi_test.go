@@ -75,11 +75,7 @@ func describe(t *testing.T) []byte {
 		}
 		paths[e.path].(object)[strings.ToLower(e.method)] = op
 	}
-	var codes []string
-	for _, c := range s.comments.codes {
-		codes = append(codes, c)
-	}
-	s.defs["Code"] = object{"type": "string", "enum": codes, "description": s.comments.of["Code"]}
+	s.defs["Code"] = object{"type": "string", "enum": s.comments.codes, "description": s.comments.of["Code"]}
 	b, err := json.MarshalIndent(object{
 		"openapi":    "3.1.0",
 		"info":       object{"title": "Weft node", "version": "1", "description": "What a running node offers to its owner, over its unix socket."},

@@ -62,8 +62,8 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// failed says that the verb has told what is wrong and the exit status is 1.
-var failed = errors.New("failed")
+// errFailed says that the verb has told what is wrong and the exit status is 1.
+var errFailed = errors.New("failed")
 
 // exit is how kong leaves after --help.
 type exit int
@@ -134,7 +134,7 @@ func (e *env) fail(err error) int {
 	if err == nil {
 		return 0
 	}
-	if errors.Is(err, failed) {
+	if errors.Is(err, errFailed) {
 		return 1
 	}
 	fmt.Fprintf(e.err, "weft: %v\n", err)

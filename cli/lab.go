@@ -47,7 +47,7 @@ func (c *labRunCmd) Run(e *env) error {
 		err = r.WriteTable(e.out)
 	}
 	if err == nil && r.Failed() > 0 {
-		err = failed
+		err = errFailed
 	}
 	return err
 }
@@ -89,7 +89,7 @@ func (c *labBenchCmd) Run(e *env) error {
 		return printErr
 	}
 	if err != nil { // the report has told it
-		return failed
+		return errFailed
 	}
 	return nil
 }

@@ -52,7 +52,7 @@ func (c *pingCmd) Run(e *env) error {
 		if !e.json && sent > 0 {
 			e.tell("hint: is there a path? see: weft trace %s", c.Target)
 		}
-		return failed
+		return errFailed
 	}
 	return nil
 }

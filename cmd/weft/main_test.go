@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,9 +27,12 @@ func TestMain(m *testing.M) {
 // a folder of its own. Beside testscript's own commands there are
 //
 //	await REGEXP weft ARGS…     run again and again until what it prints matches, for at most 20 s
+//	expand FROM TO              write a file with $VARIABLES replaced
 //	field VAR PATH              set VAR to a field of the JSON on the last standard output, such as listen.0
 //	mode FILE OCTAL             the permissions are these
 //	secret VAR FILE             set VAR to the private key in a key file
+//	serve VAR TEXT              serve TEXT by HTTP on this host until the script ends, and set VAR to the address
+//	sigkill                     kill all that runs in the background
 //	sigterm                     send SIGTERM to all that runs in the background
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
@@ -45,13 +50,20 @@ func TestScripts(t *testing.T) {
 			if cond == "root" {
 				return os.Geteuid() == 0, nil
 			}
+			if path, ok := strings.CutPrefix(cond, "exists:"); ok {
+				_, err := os.Stat(path)
+				return err == nil, nil
+			}
 			return false, fmt.Errorf("unknown condition %s", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"await":   await,
 			"field":   field,
+			"expand":  expand,
 			"mode":    mode,
 			"secret":  secret,
+			"serve":   serve,
+			"sigkill": sigkill,
 			"sigterm": sigterm,
 		},
 	})
@@ -143,4 +155,26 @@ func sigterm(ts *testscript.TestScript, neg bool, args []string) {
 	for _, cmd := range ts.BackgroundCmds() {
 		ts.Check(cmd.Process.Signal(syscall.SIGTERM))
 	}
+}
+
+func sigkill(ts *testscript.TestScript, neg bool, args []string) {
+	for _, cmd := range ts.BackgroundCmds() {
+		ts.Check(cmd.Process.Kill())
+	}
+}
+
+func serve(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: serve VAR TEXT")
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, args[1]) }))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.Listener.Addr().String())
+}
+
+func expand(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: expand FROM TO")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(os.Expand(ts.ReadFile(args[0]), ts.Getenv)), 0o644))
 }
