@@ -244,6 +244,10 @@ func (c *controller) takeInit(e []byte) {
 		m.c.hsBad.Add(1)
 		return
 	}
+	if _, ok := m.cfg.Resolver.Room(o.peer.ID()); !ok { // no way back: an answer would be lost, and the session wasted
+		m.c.hsBad.Add(1)
+		return
+	}
 	s := m.session(o.peer, true)
 	if s == nil {
 		m.c.queueDrops.Add(1)

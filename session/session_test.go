@@ -481,7 +481,7 @@ func TestClosedNetworkNeedsTheKey(t *testing.T) {
 func TestUnderLoadOnlyProvenSourcesCost(t *testing.T) {
 	ag, _ := ident.Generate()
 	bg, _ := ident.Generate()
-	w := &world{nodes: map[ident.NodeID]*peer{}, room: 1420}
+	w := &world{nodes: map[ident.NodeID]*peer{ag.Public().ID(): {agent: ag}}, room: 1420}
 	b, err := New(Config{Agent: bg, Device: quiet{}, Resolver: w, Filter: func(ident.PublicKey) Filter { return allow{} }})
 	if err != nil {
 		t.Fatal(err)
@@ -769,4 +769,60 @@ func FuzzHandshakePackets(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The whole of what a node does with a super-packet but the system calls: cut, sealed, hop headers made by a real plane on
+// one side; opened and gathered on the other.
+func BenchmarkSuperPacket(b *testing.B) {
+	for _, s := range []suite{suiteAES, suiteChaCha} {
+		b.Run(s.String(), func(b *testing.B) {
+			ag, _ := ident.Generate()
+			bg, _ := ident.Generate()
+			w := &world{nodes: map[ident.NodeID]*peer{ag.Public().ID(): {agent: ag}, bg.Public().ID(): {agent: bg}}, room: 1420}
+			mk := func(a *ident.Agent) *Manager {
+				m, err := New(Config{Agent: a, Device: quiet{}, Resolver: w, Filter: func(ident.PublicKey) Filter { return allow{} }})
+				if err != nil {
+					b.Fatal(err)
+				}
+				return m
+			}
+			from, to := mk(ag), mk(bg)
+			sf, st := from.session(bg.Public(), true), to.session(ag.Public(), true)
+			aead, _ := s.aead([32]byte{1})
+			kf := &keypair{s: sf, send: aead, recv: aead, remote: 5, created: from.now()}
+			kt := &keypair{s: st, send: aead, recv: aead, local: 5, created: to.now()}
+			kf.confirmed.Store(true)
+			kt.confirmed.Store(true)
+			sf.cur.Store(kf)
+			to.byIndex[5] = kt
+			in := to.newInbound()
+			open := true
+			from.Bind(planeFunc(func(buf []byte, seg int) {
+				if !open {
+					return
+				}
+				for at := 0; at < len(buf); at += seg {
+					in.Deliver(buf[at:min(at+seg, len(buf))], nil)
+				}
+				in.Flush()
+			}))
+			tmpl := tcp(ag.Public().Addr(), bg.Public().Addr(), 1, make([]byte, 60000))
+			buf := bytes.Clone(tmpl)
+			p := tun.Packet{Data: buf, SegSize: 1348, Partial: true}
+			o := from.newOutbound()
+			for _, both := range []bool{false, true} {
+				open = both
+				b.Run(map[bool]string{false: "seal", true: "seal and open"}[both], func(b *testing.B) {
+					b.SetBytes(60000)
+					b.ReportAllocs()
+					for b.Loop() {
+						copy(buf[:120], tmpl)
+						o.now = from.now()
+						o.packet(&p)
+						o.flush()
+					}
+				})
+			}
+		})
+	}
 }
