@@ -73,7 +73,7 @@ func TestModel(t *testing.T) {
 				if node := w.nodes[i]; !node.dead {
 					node.local.Price = w.rng.Uint32N(100)
 					node.local.Flags ^= wire.FlagLeaf
-					if err := node.r.SetLocal(w.clock(), node.local); err != nil {
+					if err := node.r.SetLocal(w.clock(i), node.local); err != nil {
 						t.Fatal(err)
 					}
 					w.after(i)
@@ -96,22 +96,30 @@ func TestModel(t *testing.T) {
 	})
 }
 
-// checkAlternates fails every link that is some node's primary, one at a time, and forwards by brute force: the node next
-// to the failure uses its alternate, all others their tables as they were. Nothing may loop; and if the alternate protects
-// from the death of the node, everybody beside it may use theirs at once.
+// checkAlternates lets every link that is some node's primary fail, one at a time, and forwards by brute force: the node
+// before the failure uses its alternate, all others their tables as they were. Nothing may come back or loop. Where the
+// oracle finds a neighbour whose best paths avoid the failed node altogether, the alternate must avoid it too.
 func (w *world) checkAlternates() error {
-	used, missing := 0, 0
+	dist := make([][]uint64, len(w.nodes))
+	for i := range w.nodes {
+		dist[i] = w.oracle(i)
+	}
 	for i, n := range w.nodes {
 		if n.dead {
 			continue
 		}
 		for id, h := range n.r.Table().Routes() {
 			to := w.index(id)
+			primary := w.other(int(h.Link-1), i)
+			protects := w.protected(i, primary, to, dist)
 			if h.Alt == 0 {
-				missing++
+				if protects {
+					return fmt.Errorf("node %d to %d: no alternate, though there is one that avoids %d", i, to, primary)
+				}
+				w.alternates[1]++
 				continue
 			}
-			used++
+			w.alternates[0]++
 			if h.Alt == h.Link {
 				return fmt.Errorf("node %d to %d: the alternate is the primary", i, to)
 			}
@@ -119,6 +127,9 @@ func (w *world) checkAlternates() error {
 			for hops := 0; at != to; hops++ {
 				if hops > len(w.nodes) || at == i {
 					return fmt.Errorf("node %d to %d: the alternate comes back or loops", i, to)
+				}
+				if at == primary && protects {
+					return fmt.Errorf("node %d to %d: the alternate runs over %d, though there is one that does not", i, to, primary)
 				}
 				next, ok := w.nodes[at].r.Table().Route(id)
 				if !ok {
@@ -128,9 +139,34 @@ func (w *world) checkAlternates() error {
 			}
 		}
 	}
-	w.alternates[0] += used
-	w.alternates[1] += missing
 	return nil
+}
+
+// protected reports whether node i has a neighbour, other than the primary, that may carry and whose best paths to the
+// destination avoid both i and the primary.
+func (w *world) protected(i, primary, to int, dist [][]uint64) bool {
+	if primary == to {
+		return false
+	}
+	through := func(k int) uint64 {
+		if w.nodes[k].local.Flags&wire.FlagLeaf != 0 {
+			return infinite
+		}
+		return uint64(w.nodes[k].local.Price) * uint64(w.nodes[i].local.Lambda) / 1000
+	}
+	for id := range w.wires {
+		if !w.usable(id) || w.wires[id].a != i && w.wires[id].b != i {
+			continue
+		}
+		n := w.other(id, i)
+		if n == primary || n != to && through(n) == infinite || dist[n][to] == infinite {
+			continue
+		}
+		if dist[n][to] < add(add(dist[n][i], through(i)), dist[i][to]) && dist[n][to] < add(add(dist[n][primary], through(primary)), dist[primary][to]) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) index(id interface{ String() string }) int {

@@ -53,6 +53,7 @@ type testNode struct {
 	timer time.Duration
 	seq   uint64
 	lims  Limits
+	skew  time.Duration // its clock is ahead by so much
 }
 
 // testWire joins nodes a and b; its link ID at both ends is its index plus one. Costs may differ by end.
@@ -98,7 +99,7 @@ func (w *world) at(d time.Duration, do func()) {
 	heap.Push(&w.queue, event{w.now + d, w.order, do})
 }
 
-func (w *world) clock() time.Time { return epoch.Add(w.now) }
+func (w *world) clock(i int) time.Time { return epoch.Add(w.now + w.nodes[i].skew) }
 
 func (w *world) addNode(local Local) int {
 	w.nodes = append(w.nodes, &testNode{key: testKey(len(w.nodes)), local: local, dead: true, timer: never})
@@ -112,7 +113,7 @@ func (w *world) boot(i int) {
 	n.dead = false
 	n.life++
 	n.timer = never
-	n.r = New(Config{Self: n.key, Sign: testSign(n.key), Verify: testVerify, Rand: w.rng.Uint64, Seq: n.seq, Local: n.local, Limits: n.lims}, w.clock())
+	n.r = New(Config{Self: n.key, Sign: testSign(n.key), Verify: testVerify, Rand: w.rng.Uint64, Seq: n.seq, Local: n.local, Limits: n.lims}, w.clock(i))
 	w.after(i)
 	for id := range w.wires {
 		if w.wires[id].a == i || w.wires[id].b == i {
@@ -160,7 +161,7 @@ func (w *world) raise(id int) {
 	}
 	x.life++
 	for end, i := range w.ends(id) {
-		w.nodes[i].r.LinkUp(w.clock(), w.info(id, end))
+		w.nodes[i].r.LinkUp(w.clock(i), w.info(id, end))
 	}
 	w.after(x.a)
 	w.after(x.b)
@@ -172,7 +173,7 @@ func (w *world) cut(id int) {
 	x.life++
 	for _, i := range w.ends(id) {
 		if !w.nodes[i].dead {
-			w.nodes[i].r.LinkDown(w.clock(), uint32(id+1))
+			w.nodes[i].r.LinkDown(w.clock(i), uint32(id+1))
 			w.after(i)
 		}
 	}
@@ -183,7 +184,7 @@ func (w *world) setCost(id int, a, b uint32) {
 	x.cost = [2]uint32{a, b}
 	for end, i := range w.ends(id) {
 		if !w.nodes[i].dead {
-			w.nodes[i].r.LinkChanged(w.clock(), w.info(id, end))
+			w.nodes[i].r.LinkChanged(w.clock(i), w.info(id, end))
 			w.after(i)
 		}
 	}
@@ -202,7 +203,7 @@ func (w *world) after(i int) {
 		w.send(i, m)
 	}
 	n.seq = n.r.Stats().Seq
-	next := n.r.Next().Sub(epoch)
+	next := n.r.Next().Sub(epoch) - n.skew
 	if next < n.timer {
 		n.timer = next
 		life := n.life
@@ -211,7 +212,7 @@ func (w *world) after(i int) {
 				return
 			}
 			n.timer = never
-			n.r.Tick(w.clock())
+			n.r.Tick(w.clock(i))
 			w.after(i)
 		})
 	}
@@ -231,7 +232,7 @@ func (w *world) send(from int, m Message) {
 		if x.life != life || !x.up || w.nodes[to].dead {
 			return
 		}
-		if err := w.nodes[to].r.Receive(w.clock(), m.Link, m.Bytes); err != nil {
+		if err := w.nodes[to].r.Receive(w.clock(to), m.Link, m.Bytes); err != nil {
 			w.tb.Fatalf("node %d refuses what %d sent: %v", to, from, err)
 		}
 		w.after(to)
