@@ -27,6 +27,7 @@ const (
 	lanDialTimeout = 3 * time.Second
 	lanPause       = time.Second
 	lanIdle        = 5 * time.Minute // a link that the LAN cap does not choose goes when idle for so long
+	lanUnused      = 10 * time.Second // …and sooner when nothing ever flowed: it dates from a time when few were heard
 	lanAway        = 10 * time.Minute
 	maxFailures    = 3 // a node that cannot be dialed does not take part in the choice
 	sweepEvery     = 5 * time.Second
@@ -115,10 +116,9 @@ func (d *discovery) linkDown(l *Link) {
 		if h.key != l.peer {
 			continue
 		}
-		h.failures = 0
-		h.nextDial = now
-		if !d.m.before(h.key) {
-			h.nextDial = now.Add(giveWay / 2)
+		d.retryLocked(h, now)
+		if reason == error(errCarrier) {
+			h.nextDial = now.Add(lanPause) // sooner when the interface is back
 		}
 		if unneeded {
 			h.away = now.Add(lanAway)
@@ -128,6 +128,15 @@ func (d *discovery) linkDown(l *Link) {
 	}
 	d.mu.Unlock()
 	d.kick()
+}
+
+// retryLocked makes a node be dialed soon: at once by the lower key, which goes first.
+func (d *discovery) retryLocked(h *heardNode, now time.Time) {
+	h.failures = 0
+	h.nextDial = now
+	if !d.m.before(h.key) {
+		h.nextDial = now.Add(giveWay)
+	}
 }
 
 func (n *lan) restart(now time.Time) {
@@ -194,6 +203,11 @@ func (d *discovery) scanLocked(now time.Time) {
 				continue
 			}
 			d.lans[i] = &lan{iface: f, next: now, stale: true}
+			for _, h := range d.heard { // heard before the cable was pulled
+				if h.iface == i {
+					d.retryLocked(h, now)
+				}
+			}
 		}
 	}
 }
@@ -229,7 +243,11 @@ func (d *discovery) sweepLocked(now time.Time) {
 // unneededLocked reports whether the LAN cap leaves the link out and nothing flows over it.
 func (d *discovery) unneededLocked(l *Link, now time.Time) bool {
 	l.mu.Lock()
-	idle := now.Sub(l.started) > lanIdle && now.Sub(l.lastData) > lanIdle && now.Sub(l.wanted) > lanIdle
+	quiet := lanIdle
+	if l.lastData.IsZero() {
+		quiet = lanUnused
+	}
+	idle := now.Sub(l.started) > quiet && now.Sub(l.lastData) > quiet && now.Sub(l.wanted) > lanIdle
 	l.mu.Unlock()
 	if !idle {
 		return false
@@ -434,10 +452,7 @@ func (d *discovery) hear(b beacon, ip netip.Addr, iface int, now time.Time) {
 	}
 	h.last = now
 	if fresh && (h.beacon.Key.IsZero() || h.failures == 0 || restarted) {
-		h.nextDial = now
-		if !d.m.before(b.Key) {
-			h.nextDial = now.Add(giveWay)
-		}
+		d.retryLocked(h, now)
 	}
 	if fresh {
 		h.ip, h.beacon = ip, b

@@ -381,6 +381,11 @@ func (l *Link) tick(now time.Time) time.Time {
 	case declareDead:
 		l.die(errSilent)
 		return next
+	case checkCarrier:
+		if !l.m.hasCarrier(int(l.iface.Load())) {
+			l.m.interfacesChanged([]int{int(l.iface.Load())})
+			return next
+		}
 	}
 	if rekey {
 		l.spawn(l.startRekey)

@@ -584,6 +584,18 @@ func (m *Manager) unreachable(ep forward.Endpoint) {
 	}
 }
 
+// hasCarrier asks for an interface's carrier; where that cannot be known it has one.
+func (m *Manager) hasCarrier(iface int) bool {
+	m.mu.Lock()
+	i, ok := m.ifaces[iface]
+	var c carrierChecker
+	if len(m.sockets) > 0 {
+		c, _ = m.sockets[0].Socket.(carrierChecker)
+	}
+	m.mu.Unlock()
+	return !ok || c == nil || c.Carrier(i.Name)
+}
+
 func (m *Manager) refreshInterfaces() error {
 	list, err := m.under.Interfaces()
 	if err != nil {

@@ -24,8 +24,10 @@ const (
 	meteredProbe = 60 * time.Second
 	stallAfter   = 700 * time.Millisecond // this process itself was held up: no verdicts
 	burstProbes  = 3                      // when something hints that the neighbour is gone
-	burstEvery   = 20 * time.Millisecond
-	burstVerdict = 80 * time.Millisecond
+	burstEvery   = 15 * time.Millisecond
+	burstVerdict = 60 * time.Millisecond
+	activePulse  = 40 * time.Millisecond // how often links in use are looked at
+	carrierAfter = 30 * time.Millisecond // of silence on a link in use: look at the interface
 	changeEvery  = 4 * time.Second // LinkChanged at most so often
 )
 
@@ -170,6 +172,7 @@ const (
 	nothing verdict = iota
 	sendProbe
 	declareDead
+	checkCarrier // the kernel reports a lost carrier up to a second late
 )
 
 // tick looks at the link. idle is the (jittered) pause until the next idle probe; rtt and loss, both of a round trip,
@@ -215,20 +218,26 @@ func (v *liveness) tick(now time.Time, st forward.Stats, idle, rtt time.Duration
 	if !active {
 		limit = deadIdle
 	}
+	step := pulse
+	if active {
+		step = activePulse
+	}
 	switch {
 	case v.unanswered >= enough && quiet >= limit+slow && now.Sub(v.firstProbe) >= deadAfter-quietAfter-pulse+slow:
 		return declareDead, now
 	case v.unanswered > 0 && now.Sub(v.firstProbe) >= quietAfter, active && quiet >= quietAfter:
 		if now.Sub(v.lastProbe) >= every-every/5 {
 			v.probed(now, idle)
-			return sendProbe, now.Add(min(pulse, every))
+			return sendProbe, now.Add(min(step, every))
 		}
-		return nothing, now.Add(min(pulse, every))
+		return nothing, now.Add(min(step, every))
 	case !now.Before(v.nextIdle):
 		v.probed(now, idle)
-		return sendProbe, now.Add(pulse)
+		return sendProbe, now.Add(step)
+	case active && quiet >= carrierAfter:
+		return checkCarrier, now.Add(step)
 	}
-	return nothing, now.Add(pulse)
+	return nothing, now.Add(step)
 }
 
 func (v *liveness) probed(now time.Time, idle time.Duration) {

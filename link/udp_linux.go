@@ -388,3 +388,23 @@ func refusedErr(oob []byte, n int) bool {
 	}
 	return false
 }
+
+// Carrier asks the driver (ETHTOOL_GLINK): rtnetlink reports changes of a carrier at most once a second.
+func (s *udpSocket) Carrier(iface string) bool {
+	type value struct{ cmd, data uint32 }
+	type ifreq struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}
+	v := &value{cmd: unix.ETHTOOL_GLINK}
+	r := &ifreq{data: unsafe.Pointer(v)}
+	copy(r.name[:unix.IFNAMSIZ-1], iface)
+	carrier := true
+	_ = s.raw.Control(func(fd uintptr) {
+		if _, _, e := unix.Syscall(unix.SYS_IOCTL, fd, unix.SIOCETHTOOL, uintptr(unsafe.Pointer(r))); e == 0 {
+			carrier = v.data != 0
+		}
+	})
+	return carrier
+}

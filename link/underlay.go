@@ -42,6 +42,11 @@ type Socket interface {
 	Close() error
 }
 
+// carrierChecker is a Socket that can look at an interface's carrier without waiting for the system to report it.
+type carrierChecker interface {
+	Carrier(iface string) bool
+}
+
 // Beacons is the multicast socket of discovery. Receive belongs to one goroutine; the rest is safe for concurrent use.
 type Beacons interface {
 	Join(iface int) error
