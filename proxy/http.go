@@ -17,6 +17,10 @@ import (
 // ServeListener serves SOCKS5 and HTTP proxy clients of l until ctx ends; the first byte tells them apart. It closes l,
 // and returns when every connection is closed.
 func (p *Proxy) ServeListener(ctx context.Context, l net.Listener) error {
+	if err := p.mayListen(addrPortOf(l.Addr()).Addr()); err != nil {
+		l.Close()
+		return err
+	}
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
 			host, port, err := splitHostPort(address)

@@ -88,13 +88,14 @@ func New(cfg Config) (*Proxy, error) {
 	if strings.Contains(cfg.User, ":") {
 		return nil, errors.New("proxy: the user's name may not contain a colon")
 	}
+	p := &Proxy{cfg: cfg}
 	for _, a := range cfg.Listen {
 		at, err := parseLocal(a)
 		if err != nil {
 			return nil, fmt.Errorf("proxy: listen on %q: %w", a, err)
 		}
-		if !at.Addr().IsLoopback() && cfg.User == "" {
-			return nil, fmt.Errorf("proxy: listen on %q: anybody who reaches it could act as this node; listen on 127.0.0.1, or set a user and password", a)
+		if err := p.mayListen(at.Addr()); err != nil {
+			return nil, err
 		}
 	}
 	for _, f := range cfg.Forwards {
@@ -107,7 +108,15 @@ func New(cfg Config) (*Proxy, error) {
 			return nil, fmt.Errorf("proxy: %q is a forward and exposes nothing", f)
 		}
 	}
-	return &Proxy{cfg: cfg}, nil
+	return p, nil
+}
+
+// mayListen refuses what would be open to everybody.
+func (p *Proxy) mayListen(a netip.Addr) error {
+	if !a.IsLoopback() && p.cfg.User == "" {
+		return fmt.Errorf("proxy: listen on %s: anybody who reaches it could act as this node; listen on 127.0.0.1, or set a user and password", a)
+	}
+	return nil
 }
 
 // parseLocal reads an address to listen on: an IP address and a port.

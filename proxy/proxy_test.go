@@ -505,24 +505,31 @@ func TestConfigErrorsSayWhatIsAllowed(t *testing.T) {
 		}
 	}
 	log := slog.New(slog.DiscardHandler)
-	net := Host{Addr: keyA.Addr()}
+	host := Host{Addr: keyA.Addr()}
 	for _, c := range []struct {
 		cfg  Config
 		want string
 	}{
-		{Config{Mesh: net, Log: log, Listen: []string{"0.0.0.0:1080"}}, "set a user and password"},
-		{Config{Mesh: net, Log: log, Listen: []string{":1080"}}, "127.0.0.1:1080"},
-		{Config{Mesh: net, Log: log, Listen: []string{"1080"}}, "127.0.0.1:1080"},
-		{Config{Mesh: net, Log: log, User: "me"}, "come together"},
-		{Config{Mesh: net, Log: log, User: "m:e", Password: "x"}, "colon"},
-		{Config{Mesh: net, Log: log, Forwards: []Forward{exp}}, "is no forward"},
-		{Config{Mesh: net, Log: log, Exposed: []Forward{fwd}}, "exposes nothing"},
+		{Config{Mesh: host, Log: log, Listen: []string{"0.0.0.0:1080"}}, "set a user and password"},
+		{Config{Mesh: host, Log: log, Listen: []string{":1080"}}, "127.0.0.1:1080"},
+		{Config{Mesh: host, Log: log, Listen: []string{"1080"}}, "127.0.0.1:1080"},
+		{Config{Mesh: host, Log: log, User: "me"}, "come together"},
+		{Config{Mesh: host, Log: log, User: "m:e", Password: "x"}, "colon"},
+		{Config{Mesh: host, Log: log, Forwards: []Forward{exp}}, "is no forward"},
+		{Config{Mesh: host, Log: log, Exposed: []Forward{fwd}}, "exposes nothing"},
 	} {
 		if _, err := New(c.cfg); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v; want it to say %q", c.cfg, err, c.want)
 		}
 	}
-	if _, err := New(Config{Mesh: net, Log: log, Listen: []string{"0.0.0.0:1080"}, User: "me", Password: "x"}); err != nil {
+	p, err := New(Config{Mesh: host, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.ServeListener(t.Context(), &fakeListener{conns: make(chan net.Conn)}); err == nil || !strings.Contains(err.Error(), "set a user and password") {
+		t.Errorf("served a listener of unknown address: %v", err)
+	}
+	if _, err := New(Config{Mesh: host, Log: log, Listen: []string{"0.0.0.0:1080"}, User: "me", Password: "x"}); err != nil {
 		t.Error(err)
 	}
 }

@@ -98,6 +98,7 @@ func TestJoinEndsWithContext(t *testing.T) {
 
 // fakeListener hands out connections with addresses of the test's choice.
 type fakeListener struct {
+	at    net.Addr
 	conns chan net.Conn
 	once  sync.Once
 }
@@ -111,7 +112,7 @@ type fakeConn struct {
 func (c *fakeConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.from) }
 func (c *fakeConn) Close() error         { c.closed.Store(true); return nil }
 func (l *fakeListener) Close() error     { l.once.Do(func() { close(l.conns) }); return nil }
-func (l *fakeListener) Addr() net.Addr   { return nil }
+func (l *fakeListener) Addr() net.Addr   { return l.at }
 func (l *fakeListener) Accept() (net.Conn, error) {
 	if c, ok := <-l.conns; ok {
 		return c, nil
@@ -211,7 +212,7 @@ func FuzzProxy(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		l := &fakeListener{conns: make(chan net.Conn, 1)}
+		l := &fakeListener{at: &net.TCPAddr{IP: net.IPv6loopback}, conns: make(chan net.Conn, 1)}
 		client, server := net.Pipe()
 		l.conns <- server
 		ctx, cancel := context.WithCancel(t.Context())
