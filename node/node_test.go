@@ -35,6 +35,7 @@ type house struct {
 	cfg  *config.Config
 	stop context.CancelFunc
 	done chan error
+	sent uint32 // numbers what reach sends
 }
 
 func newVillage(t *testing.T) *village { return &village{t: t, net: linktest.New(7)} }
@@ -83,15 +84,16 @@ func (v *village) close() {
 // reach sends packets until one comes out at the other end, and returns how long that took.
 func reach(t *testing.T, a, b *house, within time.Duration) time.Duration {
 	t.Helper()
-	begun := time.Now()
-	for i := 0; time.Since(begun) < within; i++ {
-		a.dev.Inject(tun.Packet{Data: packet(a, b, uint32(i)), Partial: true})
+	begun, first := time.Now(), a.sent
+	for time.Since(begun) < within {
+		a.dev.Inject(tun.Packet{Data: packet(a, b, a.sent), Partial: true})
+		a.sent++
 		wait := time.NewTimer(20 * time.Millisecond)
 	drain:
 		for {
 			select {
 			case p := <-b.dev.Out():
-				if len(p) == 52 && p[6] == tun.ProtoUDP && [16]byte(p[8:24]) == a.self.Addr().As16() {
+				if len(p) == 52 && p[6] == tun.ProtoUDP && [16]byte(p[8:24]) == a.self.Addr().As16() && binary.BigEndian.Uint32(p[48:]) >= first {
 					wait.Stop()
 					return time.Since(begun)
 				}
