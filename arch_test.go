@@ -63,7 +63,7 @@ var libs = []struct {
 	{"gvisor.dev/gvisor", "tun/netstack", "the userspace stack is large: the router profile drops one folder"},
 	{"github.com/alecthomas/kong", "cli", "command lines"},
 	{"github.com/skip2/go-qrcode", "cli", "invitations"},
-	{"github.com/pelletier/go-toml", "config lab/manifest", "TOML"},
+	{"github.com/pelletier/go-toml", "config lab/manifest lab/sim", "TOML; the simulator reads the part of a node's config that it can act on"},
 	{"github.com/vishvananda/netlink", "link tun lab/netns lab/peers lab/bench", "kernel interfaces and addresses"},
 	{"github.com/vishvananda/netns", "lab/netns lab/bench", "network namespaces"},
 	{"github.com/google/nftables", "lab/netns", "kernel rules that drop what a test wants dropped"},

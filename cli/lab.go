@@ -3,14 +3,18 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"weft/lab/bench"
+	"weft/lab/manifest"
 	"weft/lab/manifests"
 	"weft/lab/netns"
 	"weft/lab/peers"
+	"weft/lab/sim"
 )
 
 type labVerbs struct {
@@ -20,6 +24,7 @@ type labVerbs struct {
 type labCmd struct {
 	Run   labRunCmd   `cmd:"" help:"Run a test world from a manifest and check what it expects."`
 	Demo  labDemoCmd  `cmd:"" help:"Show a neighbourhood of six nodes at work."`
+	Sim   labSimCmd   `cmd:"" help:"Simulate a world of many routing cores in virtual time. Needs no root."`
 	Bench labBenchCmd `cmd:"" help:"Measure Weft beside Yggdrasil, WireGuard and the kernel."`
 	Peer  labPeerCmd  `cmd:"" hidden:"" passthrough:"" help:"Run another system to measure against."`
 }
@@ -47,6 +52,48 @@ func (c *labRunCmd) Run(e *env) error {
 		err = r.WriteTable(e.out)
 	}
 	if err == nil && r.Failed() > 0 {
+		err = errFailed
+	}
+	return err
+}
+
+type labSimCmd struct {
+	File  string        `arg:"" optional:"" help:"Manifest, or the name of a world that comes with weft; without it a random neighbourhood."`
+	Nodes int           `default:"200" help:"Nodes of the random neighbourhood."`
+	Seed  uint64        `default:"1" help:"Of the random neighbourhood."`
+	Idle  time.Duration `default:"1m" help:"How long the random neighbourhood stays idle, to count its control traffic."`
+}
+
+func (c *labSimCmd) Run(e *env) error {
+	var m *manifest.Manifest
+	var err error
+	switch {
+	case c.File != "":
+		m, err = manifests.Load(c.File)
+	case c.Nodes < 2 || c.Idle < 0:
+		err = errors.New("a neighbourhood has at least 2 nodes and idles for no less than 0s")
+	default:
+		m = sim.Random(c.Nodes, c.Seed, c.Idle)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	told := time.Now()
+	r, err := sim.Run(e.ctx, m, func(p sim.Progress) {
+		if time.Since(told) > 2*time.Second {
+			told = time.Now()
+			e.tell("%s of %s simulated: %d nodes, %d of %d questions answered", p.Now.Round(time.Millisecond), p.End, p.Nodes, p.Answered, p.Asked)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("simulate: %w", err)
+	}
+	if e.json {
+		err = e.printJSON(r)
+	} else {
+		_, err = r.WriteTo(e.out)
+	}
+	if err == nil && r.Err() != nil {
 		err = errFailed
 	}
 	return err
