@@ -182,7 +182,8 @@ func (r *Router) moved(u, v int32, before, after uint64) {
 		}
 		return d
 	}
-	matters := false
+	matters := u == 0 || v == 0 // a neighbour: another choice of alternates at least
+	r.spf.links = r.spf.links || matters
 	for _, t := range r.spf.trees {
 		if t.dirty {
 			matters = true
