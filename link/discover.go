@@ -26,7 +26,7 @@ const (
 	giveWay        = 300 * time.Millisecond // the higher key waits so long for the lower one's dial
 	lanDialTimeout = 3 * time.Second
 	lanPause       = time.Second
-	lanIdle        = 5 * time.Minute // a link that the LAN cap does not choose goes when idle for so long
+	lanIdle        = 5 * time.Minute  // a link that the LAN cap does not choose goes when idle for so long
 	lanUnused      = 10 * time.Second // …and sooner when nothing ever flowed: it dates from a time when few were heard
 	lanAway        = 10 * time.Minute
 	maxFailures    = 3 // a node that cannot be dialed does not take part in the choice

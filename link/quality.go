@@ -28,7 +28,7 @@ const (
 	burstVerdict = 60 * time.Millisecond
 	activePulse  = 40 * time.Millisecond // how often links in use are looked at
 	carrierAfter = 30 * time.Millisecond // of silence on a link in use: look at the interface
-	changeEvery  = 4 * time.Second // LinkChanged at most so often
+	changeEvery  = 4 * time.Second       // LinkChanged at most so often
 )
 
 // Cost of a link in µs: (baseCost + RTT/2) × ETX × operator's multiplier, in steps of a factor of costStep.
