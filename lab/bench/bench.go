@@ -155,21 +155,13 @@ func (b *bench) wants(kind []string, name string) bool {
 	return !listed || slices.Contains(b.opt.Only, name)
 }
 
-func (b *bench) systems() (all []string) {
-	for _, s := range Systems {
-		if b.wants(Systems, s) && (s != "weft" || b.opt.Binary != "") {
-			all = append(all, s)
-		}
-	}
-	return all
-}
-
 func (b *bench) run(ctx context.Context) error {
 	var errs []error
 	for _, topology := range Topologies {
-		if !b.wants(Topologies, topology) || topology == "join" && !b.wants(Measures, "join") || topology == "diamond" && !b.wants(Measures, "heal") {
-			continue
-		}
+		measures, systems, _ := b.plan(topology)
+		b.steps += b.opt.Runs * len(systems) * len(measures)
+	}
+	for _, topology := range Topologies {
 		if err := b.topology(ctx, topology); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", topology, err))
 		}
@@ -189,32 +181,47 @@ type measure struct {
 	do   func(context.Context, *rig) error
 }
 
-// topology builds one world per system, then lets them take turns.
-func (b *bench) topology(ctx context.Context, topology string) (err error) {
-	var measures []measure
+// plan says what a topology measures and of which systems.
+func (b *bench) plan(topology string) (measures []measure, systems []string, idle bool) {
 	add := func(name string, do func(context.Context, *rig) error) {
 		if b.wants(Measures, name) {
 			measures = append(measures, measure{name, do})
 		}
 	}
-	nodes := map[string]int{"line2": 2, "line3": 3, "line5": 5, "diamond": 4, "join": 6}[topology]
-	only := Systems
+	can := Systems
 	switch topology {
 	case "diamond":
-		only = []string{"weft", "yggdrasil"}
+		can = []string{"weft", "yggdrasil"}
 		add("heal", b.heal)
 	case "join":
-		only = []string{"weft", "yggdrasil"}
+		can = []string{"weft", "yggdrasil"}
 		if b.opt.Short {
-			only = only[:1] // Yggdrasil takes a minute to join
+			can = can[:1] // Yggdrasil takes a minute to join
 		}
 		add("join", b.join)
 	default:
 		add("tcp", b.tcp)
 		add("udp", b.udp)
 		add("rtt", b.rtt)
+		idle = b.wants(Measures, "idle")
 	}
-	idle := strings.HasPrefix(topology, "line") && b.wants(Measures, "idle")
+	for _, s := range can {
+		if b.wants(Systems, s) && (s != "weft" || b.opt.Binary != "") && (s != "wireguard-hops" || nodes[topology] > 2) {
+			systems = append(systems, s)
+		}
+	}
+	if !b.wants(Topologies, topology) || len(systems) == 0 {
+		return nil, nil, false
+	}
+	return measures, systems, idle
+}
+
+// nodes counts a topology's.
+var nodes = map[string]int{"line2": 2, "line3": 3, "line5": 5, "diamond": 4, "join": 6}
+
+// topology builds one world per system, then lets them take turns.
+func (b *bench) topology(ctx context.Context, topology string) (err error) {
+	measures, systems, idle := b.plan(topology)
 	if len(measures) == 0 && !idle {
 		return nil
 	}
@@ -225,11 +232,8 @@ func (b *bench) topology(ctx context.Context, topology string) (err error) {
 			err = errors.Join(err, r.w.Close())
 		}
 	}()
-	for _, system := range b.systems() {
-		if !slices.Contains(only, system) || system == "wireguard-hops" && nodes < 3 {
-			continue
-		}
-		r, buildErr := b.build(topology, system, nodes)
+	for _, system := range systems {
+		r, buildErr := b.build(topology, system, nodes[topology])
 		if r != nil {
 			rigs = append(rigs, r)
 		}
@@ -238,7 +242,6 @@ func (b *bench) topology(ctx context.Context, topology string) (err error) {
 		}
 	}
 	b.say(topology + ": waiting for all systems to be ready")
-	b.steps += b.opt.Runs * len(rigs) * len(measures)
 	ready := make([]error, len(rigs))
 	var g errgroup.Group
 	for i, r := range rigs {

@@ -206,22 +206,24 @@ func tail(path string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines-1):], "")
 }
 
-// killIn kills every process whose network namespace is one of those inodes.
-func killIn(inodes map[string]bool, grace time.Duration) {
-	find := func() (pids []int) {
-		dirs, _ := filepath.Glob("/proc/[0-9]*/ns/net")
-		for _, d := range dirs {
-			if target, err := os.Readlink(d); err == nil && inodes[target] {
-				if pid, err := strconv.Atoi(strings.Split(d, "/")[2]); err == nil && pid != os.Getpid() {
-					pids = append(pids, pid)
-				}
+// pidsIn lists the processes, but this one, whose network namespace is one of those inodes.
+func pidsIn(inodes map[string]bool) (pids []int) {
+	dirs, _ := filepath.Glob("/proc/[0-9]*/ns/net")
+	for _, d := range dirs {
+		if target, err := os.Readlink(d); err == nil && inodes[target] {
+			if pid, err := strconv.Atoi(strings.Split(d, "/")[2]); err == nil && pid != os.Getpid() {
+				pids = append(pids, pid)
 			}
 		}
-		return pids
 	}
+	return pids
+}
+
+// killIn kills every process whose network namespace is one of those inodes.
+func killIn(inodes map[string]bool, grace time.Duration) {
 	deadline := time.Now().Add(grace)
 	for sig := syscall.SIGTERM; ; {
-		pids := find()
+		pids := pidsIn(inodes)
 		if len(pids) == 0 {
 			return
 		}

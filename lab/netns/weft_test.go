@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -548,4 +549,61 @@ func TestManyNodesOnOneLANStayUnderTheCap(t *testing.T) {
 		reach(t, ctx, w, "h0", fmt.Sprintf("h%d", i), time.Second)
 	}
 	t.Logf("%d nodes keep %.1f neighbours each with a cap of %d", count, float64(links)/count, limit)
+}
+
+// However a run ends, it or the next one cleans up: a signal, and a kill that leaves no time to.
+func TestRunsThatAreEndedLeaveNothing(t *testing.T) {
+	if err := Usable(); err != nil {
+		t.Skipf("SKIPPED, the real program was NOT tested: %v", err)
+	}
+	bin, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	left := func(pid int) (found []string) {
+		for _, pattern := range []string{"/run/netns/wl%dx*", os.TempDir() + "/wl%dx*"} {
+			paths, err := filepath.Glob(fmt.Sprintf(pattern, pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found = append(found, paths...)
+		}
+		return found
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		t.Run(sig.String(), func(t *testing.T) {
+			cmd := exec.Command(bin, "lab", "run", "line2")
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			pid := cmd.Process.Pid
+			inodes := map[string]bool{}
+			for deadline := time.Now().Add(10 * time.Second); len(inodes) < 2 || len(pidsIn(inodes)) < 2; wait(t.Context(), 20*time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("the run of pid %d does not begin", pid)
+				}
+				for _, node := range []string{"n0", "n1"} {
+					if id, err := inode(fmt.Sprintf("wl%dx1-%s", pid, node)); err == nil {
+						inodes[id] = true
+					}
+				}
+			}
+			if err := cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			cmd.Wait() // with an error, as it was interrupted
+			if sig == syscall.SIGKILL {
+				if len(left(pid)) == 0 {
+					t.Error("a killed run left nothing to sweep: this test sees nothing")
+				}
+				Sweep()
+			}
+			if found := left(pid); len(found) > 0 {
+				t.Errorf("%v left %v", sig, found)
+			}
+			if pids := pidsIn(inodes); len(pids) > 0 {
+				t.Errorf("%v left processes %v", sig, pids)
+			}
+		})
+	}
 }
