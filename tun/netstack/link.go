@@ -176,8 +176,8 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 	l.dispatcher.Store(&d)
 }
 
-func (l *link) deliver(b buffer.Buffer) {
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
+func (l *link) deliver(v *buffer.View) {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
 	defer pkt.DecRef()
 	if d := l.dispatcher.Load(); d != nil {
 		(*d).DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
@@ -185,14 +185,16 @@ func (l *link) deliver(b buffer.Buffer) {
 }
 
 // writer implements tun.Writer. Segments of a TCP connection that follow one another are merged, so that the stack's cost
-// per segment (locks, a hand-over to another goroutine, an ACK) is paid once for many.
+// per segment (locks, a hand-over to another goroutine, an ACK) is paid once for many. Nothing is copied before a run is
+// whole, since packets stay untouched until Flush.
 type writer struct {
 	l    *link
-	run  buffer.Buffer // segments gathered so far
-	head []byte        // the first one's headers, inside run
-	size int           // of run; 0: there is none
-	seg  int           // payload bytes of the first segment
-	next uint32        // the sequence number that continues the run
+	run  [][]byte // the first packet and the payloads that follow it
+	hdr  int      // length of the first one's IP and TCP headers
+	size int      // of run
+	seg  int      // payload bytes of the first one
+	next uint32   // the sequence number that continues the run
+	psh  byte     // the last one's PSH flag
 }
 
 // Write implements tun.Writer.
@@ -203,31 +205,30 @@ func (w *writer) Write(p []byte, partial bool) {
 		return
 	}
 	hdr, payload := splitTCP(p)
-	if payload > 0 && w.size > 0 && w.continues(p, hdr, payload) {
-		last := payload < w.seg || p[40+13]&header8(header.TCPFlagPsh) != 0
-		w.head[40+13] |= p[40+13] & header8(header.TCPFlagPsh)
-		v := buffer.NewViewWithData(p[hdr:])
-		w.run.Append(v)
+	if payload > 0 && len(w.run) > 0 && w.continues(p, hdr, payload) {
+		w.run = append(w.run, p[hdr:])
 		w.size += payload
 		w.next += uint32(payload)
-		if last {
+		w.psh = p[40+13] & psh
+		if payload < w.seg || w.psh != 0 {
 			w.deliverRun()
 		}
 		return
 	}
 	w.deliverRun()
-	v := buffer.NewViewWithData(p)
-	if payload == 0 || p[40+13] != header8(header.TCPFlagAck) {
-		w.l.deliver(buffer.MakeWithView(v))
+	if payload == 0 || p[40+13] != ack {
+		w.l.deliver(buffer.NewViewWithData(p))
 		return
 	}
-	w.head = v.AsSlice()[:hdr]
-	w.run = buffer.MakeWithView(v)
-	w.size, w.seg = len(p), payload
+	w.run = append(w.run, p)
+	w.hdr, w.size, w.seg, w.psh = hdr, len(p), payload, 0
 	w.next = binary.BigEndian.Uint32(p[40+4:]) + uint32(payload)
 }
 
-func header8(f header.TCPFlags) byte { return byte(f) }
+const (
+	ack = byte(header.TCPFlagAck)
+	psh = byte(header.TCPFlagPsh)
+)
 
 // splitTCP returns the length of the IPv6 and TCP headers and of what follows them; 0, 0 if p is not plain TCP.
 func splitTCP(p []byte) (hdr, payload int) {
@@ -243,21 +244,27 @@ func splitTCP(p []byte) (hdr, payload int) {
 
 // continues reports whether p is the next segment of the run: same flow, acknowledgement, window and options.
 func (w *writer) continues(p []byte, hdr, payload int) bool {
-	h := w.head
-	return hdr == len(h) && payload <= w.seg && w.size+payload <= maxMerged &&
-		binary.BigEndian.Uint32(p[40+4:]) == w.next &&
-		p[40+13]&^header8(header.TCPFlagPsh) == header8(header.TCPFlagAck) &&
+	h := w.run[0]
+	return hdr == w.hdr && payload <= w.seg && w.size+payload <= maxMerged &&
+		binary.BigEndian.Uint32(p[40+4:]) == w.next && p[40+13]&^psh == ack &&
 		bytes.Equal(p[:4], h[:4]) && p[7] == h[7] && bytes.Equal(p[8:44], h[8:44]) && // class, TTL; addresses, ports
-		bytes.Equal(p[48:53], h[48:53]) && bytes.Equal(p[54:56], h[54:56]) && bytes.Equal(p[58:hdr], h[58:]) // all but flags and checksum
+		bytes.Equal(p[48:53], h[48:53]) && bytes.Equal(p[54:56], h[54:56]) && bytes.Equal(p[58:hdr], h[58:hdr]) // all but flags and checksum
 }
 
 func (w *writer) deliverRun() {
-	if w.size == 0 {
+	if len(w.run) == 0 {
 		return
 	}
-	binary.BigEndian.PutUint16(w.head[4:], uint16(w.size-header.IPv6MinimumSize))
-	w.l.deliver(w.run)
-	w.run, w.head, w.size = buffer.Buffer{}, nil, 0
+	v := buffer.NewView(w.size)
+	for _, part := range w.run {
+		v.Write(part) // cannot fail
+	}
+	head := v.AsSlice()
+	binary.BigEndian.PutUint16(head[4:], uint16(w.size-header.IPv6MinimumSize))
+	head[40+13] |= w.psh
+	clear(w.run)
+	w.run = w.run[:0]
+	w.l.deliver(v)
 }
 
 // Flush implements tun.Writer.

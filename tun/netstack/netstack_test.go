@@ -177,6 +177,10 @@ func TestTCP(t *testing.T) {
 	if w.supers.Load() == 0 {
 		t.Error("bulk data did not travel as super-packets")
 	}
+	got := b.stack.NICInfo()[nicID].Stats.Rx.Packets.Value()
+	if got == 0 || got > w.packets.Load()/4 {
+		t.Errorf("%d segments were delivered as %d: not merged", w.packets.Load(), got)
+	}
 }
 
 func TestTCPUnderLoss(t *testing.T) {
