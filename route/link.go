@@ -160,17 +160,19 @@ func (r *Router) sendDigest(l *link, wanted bool) {
 // preparing versions whose sums agree.
 func (r *Router) sums(bucketBits uint8, salt uint64) []byte {
 	sums := make([]byte, 8<<bucketBits)
-	var b [rangeEntry]byte
 	for _, s := range r.db.order {
-		e := &r.db.entries[s]
-		if e.level != levelReachable || e.lsa == nil {
-			continue
+		if e := &r.db.entries[s]; e.level == levelReachable && e.lsa != nil {
+			addSum(sums, bucketBits, salt, e.summary())
 		}
-		appendSummary(b[:0], e.summary())
-		at := sums[8*(uint64(e.id)>>1>>(63-bucketBits)):] // two shifts: by 64 when there is one bucket
-		binary.BigEndian.PutUint64(at, binary.BigEndian.Uint64(at)+siphash.Hash(salt, digestKey, b[:]))
 	}
 	return sums
+}
+
+func addSum(sums []byte, bucketBits uint8, salt uint64, s summary) {
+	var b [rangeEntry]byte
+	appendSummary(b[:0], s)
+	at := sums[8*(uint64(s.id)>>1>>(63-bucketBits)):] // two shifts: by 64 when there is one bucket
+	binary.BigEndian.PutUint64(at, binary.BigEndian.Uint64(at)+siphash.Hash(salt, digestKey, b[:]))
 }
 
 const digestKey = 0x776566742f646967 // "weft/dig"
