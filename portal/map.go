@@ -108,7 +108,9 @@ func draw(self, name string, lsdb []api.LSDBEntry) picture {
 	for _, p := range order {
 		d := dot{Class: "far", Label: short(p.id), Title: p.id}
 		if n := nodes[p.id]; n != nil {
-			d.Label = cmp.Or(cut(n.Name), d.Label)
+			if d.Label = cut(n.Name); p.hops == 1 {
+				d.Label = cmp.Or(d.Label, short(p.id))
+			}
 			d.Title = fmt.Sprintf("%s, %s, %d hops", who(n.Name, n.ID), n.Address, p.hops)
 		}
 		switch p.hops {
