@@ -212,6 +212,9 @@ func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, di
 		if err != nil {
 			return err
 		}
+		if s, ok := w.via.(*stream); ok {
+			s.linked.Store(true)
+		}
 		l.epochAt = time.Now()
 		l.nb.Install(0, l.peerIndex, k.send, k.recv)
 		return nil

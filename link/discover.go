@@ -173,8 +173,10 @@ func (d *discovery) run(ctx context.Context) {
 		send := d.beaconsLocked(now, &next)
 		dials := d.dialsLocked(now, &next)
 		d.mu.Unlock()
-		for _, i := range send {
-			_ = d.sock.Send(i, d.m.beacon().appendTo(nil)) // an interface that just went away
+		if b := d.m.beacon(); b.Port != 0 { // else no socket speaks IPv6
+			for _, i := range send {
+				_ = d.sock.Send(i, b.appendTo(nil)) // fails on an interface that just went away
+			}
 		}
 		for _, h := range dials {
 			d.m.links.Go(func() { d.dial(ctx, h) })

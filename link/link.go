@@ -64,6 +64,8 @@ type Link struct {
 	metNow   bool // metered at either end
 	wanted   time.Time
 	lastData time.Time
+	probesIn uint64
+	dataIn   uint64
 	epoch    uint32
 	epochAt  time.Time
 	rekeying bool
@@ -299,6 +301,7 @@ func (l *Link) Probe(from forward.Endpoint, dest uint64, payload [16]byte) {
 	us := clock(l.m.start, now)
 	answer := probe{Time: us, Highest: uint32(st.HighestCounter), Received: uint32(st.RecvPackets)}
 	l.mu.Lock()
+	l.probesIn++
 	first := false
 	if p.Flags&probeAnswers != 0 {
 		if d := time.Duration(us-p.Echo) * time.Microsecond; d < time.Minute {
@@ -366,8 +369,8 @@ func (l *Link) tick(now time.Time) time.Time {
 	st := l.nb.Stats()
 	l.mu.Lock()
 	v, next := l.live.tick(now, st, l.idlePause(), l.q.smooth, 1-(1-l.q.in.ratio())*(1-l.q.out.ratio()))
-	if now.Sub(st.LastSent) < activeFor || st.RecvBytes > 0 && now.Sub(st.LastRecv) < activeFor && st.RecvPackets > uint64(l.q.n)*4 {
-		l.lastData = now
+	if data := st.RecvPackets - l.probesIn; now.Sub(st.LastSent) < activeFor || data != l.dataIn {
+		l.lastData, l.dataIn = now, data
 	}
 	changed := l.q.update(l.multiplier, l.metNow, now)
 	rekey := l.dialer && !l.rekeying && (now.Sub(l.epochAt) > rekeyAfter || st.HighestCounter > rekeyPackets || st.SentPackets > rekeyPackets*uint64(l.epoch+1))

@@ -254,15 +254,15 @@ func (m *Manager) Serve(ctx context.Context) (err error) {
 		return err
 	}
 	if m.cfg.Multicast.Enabled {
-		d, err := newDiscovery(m)
-		if err != nil {
-			return err
+		if d, err := newDiscovery(m); err != nil { // a host without IPv6 still has its configured peers
+			m.cfg.Log.Warn("no discovery on LANs", "err", err)
+		} else {
+			m.mu.Lock()
+			m.disc = d
+			m.mu.Unlock()
+			m.links.Go(func() { d.run(run) })
+			readers.Go(d.read)
 		}
-		m.mu.Lock()
-		m.disc = d
-		m.mu.Unlock()
-		m.links.Go(func() { d.run(run) })
-		readers.Go(d.read)
 	}
 	m.links.Go(func() {
 		if err := m.under.Watch(run, m.interfacesChanged); err != nil {
@@ -348,7 +348,8 @@ func (m *Manager) read(s *boundSocket) error {
 	}
 }
 
-// dispatch parts control from data. One GRO read may hold both: runs of data go to the packet path as they are.
+// dispatch parts control from data. One GRO read may hold both: runs of data go to the packet path as they are, or nowhere
+// when rx is nil.
 func (m *Manager) dispatch(rx *forward.Receiver, via carrier, from forward.Endpoint, buf []byte, seg int) {
 	if seg <= 0 {
 		return
@@ -358,14 +359,14 @@ func (m *Manager) dispatch(rx *forward.Receiver, via carrier, from forward.Endpo
 		if !wire.IsQUIC(buf[at]) {
 			continue
 		}
-		if start < at {
+		if start < at && rx != nil {
 			rx.Receive(from, buf[start:at], seg)
 		}
 		end := min(at+seg, len(buf))
 		m.mux.deliver(from, via, buf[at:end])
 		start = end
 	}
-	if start < len(buf) {
+	if start < len(buf) && rx != nil {
 		rx.Receive(from, buf[start:], seg)
 	}
 }

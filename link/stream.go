@@ -48,6 +48,7 @@ type stream struct {
 	conn   framed
 	dialed bool
 
+	linked  atomic.Bool // a neighbour proved itself here: its data is taken
 	dropped atomic.Uint64
 	closed  chan struct{}
 	once    sync.Once
@@ -122,11 +123,18 @@ func (m *Manager) addStream(scheme string, remote netip.AddrPort, conn framed, d
 func (s *stream) read() {
 	m := s.m
 	defer m.readers.Done()
-	rx := m.cfg.Plane.NewReceiver()
+	var rx *forward.Receiver // costly, so not for strangers
 	started := time.Now()
 	for {
-		err := s.conn.Read(func(d []byte) { m.dispatch(rx, s, s.ep, d, len(d)) })
-		rx.Flush()
+		err := s.conn.Read(func(d []byte) {
+			if rx == nil && s.linked.Load() {
+				rx = m.cfg.Plane.NewReceiver()
+			}
+			m.dispatch(rx, s, s.ep, d, len(d))
+		})
+		if rx != nil {
+			rx.Flush()
+		}
 		if err != nil {
 			break
 		}

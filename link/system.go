@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"golang.org/x/net/ipv6"
 
@@ -100,8 +101,8 @@ func (system) OpenBeacons() (Beacons, error) {
 		return nil, fmt.Errorf("open multicast socket: %w", err)
 	}
 	b := &udpBeacons{conn: c, p: ipv6.NewPacketConn(c)}
+	_ = b.p.SetControlMessage(ipv6.FlagInterface, true) // Windows has none; Receive does without
 	err = errors.Join(
-		b.p.SetControlMessage(ipv6.FlagInterface, true),
 		b.p.SetMulticastHopLimit(1),
 		b.p.SetMulticastLoopback(true), // several nodes on one host
 	)
@@ -114,7 +115,7 @@ func (system) OpenBeacons() (Beacons, error) {
 
 func (b *udpBeacons) Join(iface int) error {
 	err := b.p.JoinGroup(&net.Interface{Index: iface}, &net.UDPAddr{IP: beaconGroup.AsSlice()})
-	if err != nil {
+	if err != nil && !joinedAlready(err) {
 		return fmt.Errorf("join multicast group: %w", err)
 	}
 	return nil
@@ -125,7 +126,7 @@ func (b *udpBeacons) Leave(iface int) {
 }
 
 func (b *udpBeacons) Send(iface int, msg []byte) error {
-	_, err := b.p.WriteTo(msg, &ipv6.ControlMessage{IfIndex: iface}, &net.UDPAddr{IP: beaconGroup.AsSlice(), Port: beaconPort})
+	_, err := b.conn.WriteToUDP(msg, &net.UDPAddr{IP: beaconGroup.AsSlice(), Port: beaconPort, Zone: strconv.Itoa(iface)})
 	if err != nil {
 		return fmt.Errorf("send beacon: %w", err)
 	}
@@ -142,11 +143,32 @@ func (b *udpBeacons) Receive(buf []byte) (int, forward.Endpoint, error) {
 			return 0, forward.Endpoint{}, fmt.Errorf("read multicast socket: %w", err)
 		}
 		ua, ok := src.(*net.UDPAddr)
-		if !ok || cm == nil {
+		if !ok {
 			continue
 		}
-		return n, endpointOf(ua.AddrPort(), uint32(cm.IfIndex)), nil
+		var iface uint32
+		if cm != nil {
+			iface = uint32(cm.IfIndex)
+		} else {
+			iface = zoneIndex(ua.Zone) // a link-local source has one
+		}
+		return n, endpointOf(ua.AddrPort(), iface), nil
 	}
 }
 
 func (b *udpBeacons) Close() error { return b.conn.Close() }
+
+// zoneIndex turns the zone of an address into an interface number.
+func zoneIndex(zone string) uint32 {
+	if zone == "" {
+		return 0
+	}
+	if i, err := strconv.ParseUint(zone, 10, 32); err == nil {
+		return uint32(i)
+	}
+	ifi, err := net.InterfaceByName(zone)
+	if err != nil {
+		return 0
+	}
+	return uint32(ifi.Index)
+}

@@ -34,6 +34,9 @@ func listenBeacons() (*net.UDPConn, error) {
 	return pc.(*net.UDPConn), nil
 }
 
+// joinedAlready tells the error of joining a group twice: never done here.
+func joinedAlready(error) bool { return false }
+
 // Watch subscribes to the kernel's link and address messages (rtnetlink), so that a pulled cable is noticed at once.
 func (system) Watch(ctx context.Context, changed func(down []int)) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)

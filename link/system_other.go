@@ -4,14 +4,22 @@ package link
 
 import (
 	"context"
+	"errors"
 	"net"
 	"reflect"
+	"syscall"
 	"time"
 )
 
 // listenBeacons uses Go's multicast listener, which shares the port with other nodes on this host.
 func listenBeacons() (*net.UDPConn, error) {
 	return net.ListenMulticastUDP("udp6", nil, &net.UDPAddr{IP: beaconGroup.AsSlice(), Port: beaconPort})
+}
+
+// joinedAlready tells the error of joining a group twice: the listener joined by itself on the default interface.
+func joinedAlready(err error) bool {
+	const wsaeinval, wsaeaddrinuse = syscall.Errno(10022), syscall.Errno(10048)
+	return errors.Is(err, syscall.EADDRINUSE) || errors.Is(err, wsaeinval) || errors.Is(err, wsaeaddrinuse)
 }
 
 // watchEvery is how often interfaces are compared where there is no subscription.

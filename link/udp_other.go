@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strconv"
 
 	"weft/forward"
 )
@@ -61,18 +60,4 @@ func (s *udpSocket) Send(to forward.Endpoint, buf []byte, seg int) error {
 		}
 	}
 	return nil
-}
-
-func zoneIndex(zone string) uint32 {
-	if zone == "" {
-		return 0
-	}
-	if i, err := strconv.Atoi(zone); err == nil {
-		return uint32(i)
-	}
-	ifi, err := net.InterfaceByName(zone)
-	if err != nil {
-		return 0
-	}
-	return uint32(ifi.Index)
 }
