@@ -13,6 +13,7 @@ import (
 const (
 	lieEvery   = time.Second
 	recordLSA  = 3 // docs/spec/route.md section 3
+	recordAck  = 5
 	sybils     = 200
 	liesAtOnce = 50
 )
@@ -24,10 +25,12 @@ type liar struct {
 	heard []wire.LSAView // of others, the older ones too
 	crowd []wire.LSAView // invented nodes
 	fakes []wire.Adjacency
+	extra map[int]int64 // by link: bytes sent of which the core does not know
+	acked map[int]int64
 }
 
 func newLiar(kind string, seed uint64, i int) *liar {
-	return &liar{kind: kind, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
+	return &liar{kind: kind, extra: map[int]int64{}, acked: map[int]int64{}, rng: rand.New(rand.NewPCG(seed, uint64(i)))}
 }
 
 // records walks over the records of a message.
@@ -101,9 +104,19 @@ func (l *liar) rewrite(w *world, n *node, msg []byte) []byte {
 }
 
 // listen keeps what others say, and hides from the liar's own core the echo of its lies.
-func (l *liar) listen(n *node, msg []byte) []byte {
+func (l *liar) listen(n *node, id int, msg []byte) []byte {
 	var out []byte
 	records(msg, func(kind byte, value, whole []byte) {
+		if kind == recordAck && len(value) == 8 { // of what the core has sent
+			n := int64(binary.BigEndian.Uint64(value)) - l.extra[id]
+			if n < l.acked[id] {
+				return
+			}
+			l.acked[id] = n
+			out = append(out, whole[:3]...)
+			out = binary.BigEndian.AppendUint64(out, uint64(n))
+			return
+		}
 		if kind == recordLSA {
 			if v, err := wire.ViewLSA(value[4:]); err == nil {
 				if v.Key() == n.agent.Public() {
@@ -179,7 +192,8 @@ func (w *world) lie(i, life int) {
 	w.report.Lies += liesAtOnce
 	for _, id := range n.links {
 		if lk := w.links[id]; lk.up[0] && lk.up[1] {
-			w.send(i, id, msg)
+			l.extra[id] += int64(len(msg))
+			w.transmit(i, id, msg)
 		}
 	}
 }

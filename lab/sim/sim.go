@@ -388,6 +388,11 @@ func (w *world) meet(id, life int) {
 	}
 	w.lose(id, true) // an end that still believes in the old link learns better
 	l.up = [2]bool{true, true}
+	for _, n := range []*node{a, b} {
+		if n.liar != nil {
+			n.liar.extra[id], n.liar.acked[id] = 0, 0
+		}
+	}
 	l.bytes += 2 * handshake
 	for end, i := range w.ends(id) {
 		w.nodes[i].r.LinkUp(w.clock(), w.info(id, end))
@@ -600,15 +605,19 @@ func (w *world) after(i int) {
 	}
 }
 
-// send puts a message on a link as QUIC would: in packets, each with its headers, in order, with what is lost sent again.
+// send sends a core's message, or what a liar makes of it.
 func (w *world) send(from, id int, msg []byte) {
-	l := w.links[id]
 	if n := w.nodes[from]; n.liar != nil {
-		msg = n.liar.rewrite(w, n, msg)
-		if len(msg) == 0 {
-			return
-		}
+		lie := n.liar.rewrite(w, n, msg)
+		n.liar.extra[id] += int64(len(lie) - len(msg))
+		msg = lie
 	}
+	w.transmit(from, id, msg)
+}
+
+// transmit puts a message on a link as QUIC would: in packets, each with its headers, in order, with what is lost sent again.
+func (w *world) transmit(from, id int, msg []byte) {
+	l := w.links[id]
 	dir := 0
 	if from == l.spec.To {
 		dir = 1
@@ -665,7 +674,7 @@ func (w *world) arrive(e event) {
 	}
 	msg := e.msg
 	if n.liar != nil {
-		msg = n.liar.listen(n, msg)
+		msg = n.liar.listen(n, e.a, msg)
 	}
 	if err := n.r.Receive(w.clock(), uint32(e.a+1), msg); err != nil {
 		w.report.Refused++
