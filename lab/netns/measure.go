@@ -40,6 +40,8 @@ type reply struct {
 // PingReport is what a stream of pings saw.
 type PingReport struct {
 	Sent, Received int
+	Duplicates     int // replies that came again
+	Overtaken      int // replies that came after a later one's
 	Median, P99    time.Duration
 	// Gap is the longest time between two replies that followed each other, less the interval at which requests went out:
 	// how long the path was dead. A stream that ended unanswered counts up to its end.
@@ -148,9 +150,14 @@ func (p *Pings) report(end time.Time) PingReport {
 	step := p.interval.Seconds()
 	gap := 0.0
 	for _, x := range p.replies {
-		if !seen[x.seq] {
+		if seen[x.seq] {
+			r.Duplicates++
+		} else {
 			seen[x.seq] = true
 			rtts = append(rtts, x.rtt)
+			if x.seq < last {
+				r.Overtaken++
+			}
 		}
 		last = max(last, x.seq)
 		gap, at = max(gap, x.at-at-step), x.at

@@ -119,7 +119,7 @@ func TestCableAndItsFaults(t *testing.T) {
 	}
 }
 
-func TestWireDelaysLosesAndDuplicates(t *testing.T) {
+func TestWireDelaysLosesRepeatsAndReorders(t *testing.T) {
 	w := bare(t)
 	l, to := pair(t, w, Shape{Delay: 20 * time.Millisecond})
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -148,6 +148,19 @@ func TestWireDelaysLosesAndDuplicates(t *testing.T) {
 	// 36 % of the round trips are lost; 500 of them stay within 10 points of that with a margin of 4 sigma.
 	if r := run(); float64(r.Received) < 0.54*500 || float64(r.Received) > 0.74*500 {
 		t.Errorf("20 %% loss each way: %d of 500 came back", r.Received)
+	}
+	shape := func(s Shape) PingReport {
+		t.Helper()
+		if err := w.Reshape(l, s); err != nil {
+			t.Fatal(err)
+		}
+		return run()
+	}
+	if r := shape(Shape{Delay: 10 * time.Millisecond, Jitter: 8 * time.Millisecond, Duplicate: 0.2}); r.Duplicates < 50 || r.Overtaken != 0 || r.Received != r.Sent {
+		t.Errorf("a fifth twice and jitter, but nothing overtakes: %+v", r)
+	}
+	if r := shape(Shape{Delay: 10 * time.Millisecond, Reorder: 0.2}); r.Overtaken < 5 || r.Duplicates != 0 || r.Received != r.Sent {
+		t.Errorf("a fifth overtakes: %+v", r)
 	}
 }
 

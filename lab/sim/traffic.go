@@ -260,7 +260,7 @@ func (w *world) check() {
 	for _, x := range w.waits {
 		if x.done == 0 {
 			again = true
-			if x.after <= w.now {
+			if x.after < w.now || x.after == 0 { // not in the moment itself: the event may come after this check
 				due = append(due, x)
 			}
 		}
