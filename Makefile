@@ -7,7 +7,7 @@ tags     = $(shell sed 's/\#.*//' pack/profiles/$(1) | xargs | tr ' ' ',')
 RACE    := ./api/... ./config/... ./firewall/... ./forward/... ./ident/... ./link/... ./node/... ./portal/... ./proxy/... ./route/... ./session/... ./tun/... ./wire/...
 FUZZTIME ?= 30s
 
-.PHONY: run build test check lint unit race cross lab bench fuzz soak gen dist clean tools
+.PHONY: run build test check lint unit race cross emulate lab bench fuzz soak gen dist clean tools
 
 # Build the node and run it. Without root it offers proxies instead of a network interface.
 run: build
@@ -17,7 +17,7 @@ build:
 	$(BUILD) -tags '$(call tags,full)' -o bin/weft ./cmd/weft
 
 # All tests. Those that need root or a tool that is missing are skipped, loudly.
-test: tools build lint unit race cross
+test: tools build lint unit race cross emulate
 
 # What to run before every commit: a minute.
 check: lint
@@ -44,6 +44,12 @@ cross:
 		echo "build $$t $${tags:-full}"; \
 		CGO_ENABLED=0 GOOS=$${t%/*} GOARCH=$${t#*/} GOARM=7 GOMIPS=softfloat go build -tags "$$tags" -o /dev/null ./cmd/weft || exit 1; \
 	done
+
+# The core rooms on a 32-bit router's processor, emulated: alignment, sizes of int, softfloat.
+emulate:
+	@if command -v qemu-mipsel-static >/dev/null; then \
+		CGO_ENABLED=0 GOARCH=mipsle GOMIPS=softfloat go test -short -tags router -exec qemu-mipsel-static ./ident ./wire ./forward ./firewall ./session ./config; \
+	else echo; echo "*** qemu-mipsel-static is missing: tests on a router's processor are SKIPPED"; echo; fi
 
 # What the tests need beyond Go, on Debian and its kin.
 tools:
