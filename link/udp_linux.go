@@ -55,6 +55,7 @@ type recvOp struct {
 	sas  [receiveBatch]unix.RawSockaddrInet6
 	oobs [receiveBatch][oobSize]byte
 	want int
+	big  bool // the last reads were long: few of them at a time stay in the cache
 	n    int
 	err  syscall.Errno
 	call func(fd uintptr) bool
@@ -146,6 +147,9 @@ func (s *udpSocket) Close() error      { return s.conn.Close() }
 func (s *udpSocket) Receive(msgs []Message) (int, error) {
 	op := &s.recv
 	op.want = min(len(msgs), receiveBatch)
+	if op.big {
+		op.want = min(op.want, 2)
+	}
 	for i := range op.want {
 		h := &op.hdrs[i].hdr
 		op.iovs[i].Base = &msgs[i].Buf[0]
@@ -179,8 +183,10 @@ func (s *udpSocket) Receive(msgs []Message) (int, error) {
 		}
 		break
 	}
+	total := 0
 	for i := range op.n {
 		m, h := &msgs[i], &op.hdrs[i]
+		total += int(h.len)
 		m.N = int(h.len)
 		m.Seg = m.N
 		m.From = parseSockaddr(&op.sas[i])
@@ -188,6 +194,7 @@ func (s *udpSocket) Receive(msgs []Message) (int, error) {
 			m.Seg = seg
 		}
 	}
+	op.big = total > op.n*receiveBuffer/4
 	return op.n, nil
 }
 
