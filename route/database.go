@@ -42,6 +42,7 @@ type entry struct {
 	stamp   uint64        // rises with every node added
 	transit uint64        // metric of going through the node
 	edges   []edge        // links that both ends list
+	price   uint32
 	level   uint8
 }
 

@@ -146,12 +146,11 @@ func edgeTo(edges []edge, to int32) int {
 func (r *Router) weigh(s int32) {
 	e := &r.db.entries[s]
 	t := uint64(infinite)
+	if e.price = r.local.Price; s != 0 {
+		e.price = e.lsa.Price()
+	}
 	if r.flagsOf(s)&wire.FlagLeaf == 0 {
-		price := r.local.Price
-		if s != 0 {
-			price = e.lsa.Price()
-		}
-		t = uint64(price) * uint64(r.local.Lambda) / 1000
+		t = uint64(e.price) * uint64(r.local.Lambda) / 1000
 	}
 	if t != e.transit {
 		e.transit = t
@@ -399,7 +398,7 @@ func (r *Router) dijkstra(t *tree, own bool) {
 					p.first, p.mtu = q.first, min(q.mtu, x.mtu)
 					p.metered = p.metered || q.metered
 					p.hops = q.hops + 1
-					p.price = q.price + r.priceOf(u)
+					p.price = q.price + uint64(entries[u].price)
 				}
 				if q := &paths[x.to]; d == dist[x.to] { // another path as good
 					q.mtu, q.price = min(q.mtu, p.mtu), max(q.price, p.price)
@@ -419,8 +418,6 @@ func (r *Router) dijkstra(t *tree, own bool) {
 	}
 	r.spf.heap = h
 }
-
-func (r *Router) priceOf(s int32) uint64 { return uint64(r.db.entries[s].lsa.Price()) }
 
 // A heap of four children a node: fewer cache lines than the usual two, and no interface calls.
 func heapPush(h []heapItem, x heapItem) []heapItem {
