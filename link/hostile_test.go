@@ -530,3 +530,68 @@ func TestStreamRubbish(t *testing.T) {
 func tlsClient(c net.Conn) net.Conn {
 	return tls.Client(c, &tls.Config{InsecureSkipVerify: true})
 }
+
+// However much data waits on a stream, control and probes go first, whole datagrams at a time.
+func TestStreamOrder(t *testing.T) {
+	n := newNode(t, nil)
+	written := make(chan []byte)
+	s := &stream{m: n.m, conn: &slowFramed{written}, closed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	n.m.readers = new(sync.WaitGroup)
+	data := make([]byte, 50*1000)
+	for range 20 { // far more than fits
+		if err := s.Send(forward.Endpoint{}, data, 1000); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(s.queue) > maxStreamQueue || s.dropped.Load() == 0 {
+		t.Fatalf("%d bytes are queued, %d dropped", len(s.queue), s.dropped.Load())
+	}
+	n.m.readers.Add(1)
+	go s.write()
+	first := <-written
+	probe := make([]byte, wire.MinHop)
+	probe[0] = byte(wire.KindProbe)
+	if err := s.Send(forward.Endpoint{}, probe, len(probe)); err != nil {
+		t.Fatal(err)
+	}
+	var got [][]byte
+	for len(got) < 3 {
+		got = append(got, <-written)
+	}
+	// The write that was under way when the probe came may have been cut before it.
+	at := -1
+	for i, q := range append([][]byte{first}, got...) {
+		for rest := q; len(rest) > 0; {
+			d, r, ok, err := nextFrame(rest)
+			if err != nil || !ok {
+				t.Fatalf("write %d holds part of a datagram: %v", i, err)
+			}
+			if len(d) == len(probe) && at < 0 {
+				at = i
+			}
+			rest = r
+		}
+	}
+	if at < 1 || at > 2 {
+		t.Errorf("the probe went in write %d", at)
+	}
+	var rest sync.WaitGroup
+	rest.Go(func() {
+		for range written {
+		}
+	})
+	s.Close()
+	n.m.readers.Wait()
+	close(written)
+	rest.Wait()
+}
+
+// slowFramed hands every write to the test.
+type slowFramed struct{ written chan []byte }
+
+func (f *slowFramed) Read(func([]byte)) error { return io.EOF }
+func (f *slowFramed) Write(q []byte) error {
+	f.written <- bytes.Clone(q)
+	return nil
+}
+func (f *slowFramed) Close() error { return nil }

@@ -368,7 +368,7 @@ func (l *Link) idlePause() time.Duration {
 func (l *Link) tick(now time.Time) time.Time {
 	st := l.nb.Stats()
 	l.mu.Lock()
-	v, next := l.live.tick(now, st, l.idlePause(), l.q.smooth, 1-(1-l.q.in.ratio())*(1-l.q.out.ratio()))
+	v, next := l.live.tick(now, st, l.idlePause(), l.q.smooth, 1-(1-l.q.in.ratio())*(1-l.q.out.ratio()), l.rank == rankStream)
 	if data := st.RecvPackets - l.probesIn; now.Sub(st.LastSent) < activeFor || data != l.dataIn {
 		l.lastData, l.dataIn = now, data
 	}

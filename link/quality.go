@@ -14,6 +14,7 @@ const (
 	probeEvery   = 250 * time.Millisecond // while unanswered
 	deadAfter    = 1300 * time.Millisecond
 	deadIdle     = 3 * time.Second        // the same while nobody waits for an answer
+	deadStream   = 4 * time.Second        // the same on a stream, where data queues up before probes
 	deadProbes   = 3                      // at least so many unanswered probes before a link is dead
 	lossyEvery   = 100 * time.Millisecond // while unanswered on a link that loses more than lossyFrom
 	lossyFrom    = 0.05
@@ -177,7 +178,7 @@ const (
 
 // tick looks at the link. idle is the (jittered) pause until the next idle probe; rtt and loss, both of a round trip,
 // stretch the limits on long and on lossy paths.
-func (v *liveness) tick(now time.Time, st forward.Stats, idle, rtt time.Duration, loss float64) (verdict, time.Time) {
+func (v *liveness) tick(now time.Time, st forward.Stats, idle, rtt time.Duration, loss float64, stream bool) (verdict, time.Time) {
 	if st.RecvPackets != v.received {
 		v.received = st.RecvPackets
 		v.heard = now
@@ -215,7 +216,10 @@ func (v *liveness) tick(now time.Time, st forward.Stats, idle, rtt time.Duration
 	quiet := now.Sub(v.heard)
 	active := !st.LastSent.IsZero() && now.Sub(st.LastSent) < activeFor
 	limit := deadAfter
-	if !active {
+	switch {
+	case stream:
+		limit = deadStream
+	case !active:
 		limit = deadIdle
 	}
 	step := pulse

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weft/forward"
+	"weft/wire"
 )
 
 // Datagrams on a stream (docs/spec/link.md section 3): each has its length before it, two bytes; wss carries one binary
@@ -29,6 +30,8 @@ const (
 	streamFlush      = time.Second
 	streamLinger     = 100 * time.Millisecond
 	streamReadBuffer = 1 << 17
+	streamChunk      = 64 << 10
+	streamSendBuffer = 256 << 10 // of the kernel, which nothing can overtake
 )
 
 // framed is one scheme's connection. Read belongs to one goroutine, Write to another; Close is safe from any.
@@ -55,8 +58,9 @@ type stream struct {
 	flush   *time.Timer // set before closed is closed
 	wake    chan struct{}
 
-	mu    sync.Mutex // guards queue
-	queue []byte
+	mu     sync.Mutex // guards what follows
+	urgent []byte     // control and probes: they overtake data, else a full queue would look like a dead neighbour
+	queue  []byte
 }
 
 func (s *stream) String() string { return s.scheme }
@@ -66,12 +70,16 @@ func (s *stream) Send(_ forward.Endpoint, buf []byte, seg int) error {
 	s.mu.Lock()
 	for at := 0; at < len(buf); at += seg {
 		d := buf[at:min(at+seg, len(buf))]
-		if len(s.queue)+2+len(d) > maxStreamQueue || len(d) > maxFrame {
+		q := &s.queue
+		if wire.IsQUIC(d[0]) || wire.KindOf(d[0]) == wire.KindProbe {
+			q = &s.urgent
+		}
+		if len(*q)+2+len(d) > maxStreamQueue || len(d) > maxFrame {
 			s.dropped.Add(1)
 			continue
 		}
-		s.queue = binary.BigEndian.AppendUint16(s.queue, uint16(len(d)))
-		s.queue = append(s.queue, d...)
+		*q = binary.BigEndian.AppendUint16(*q, uint16(len(d)))
+		*q = append(*q, d...)
 	}
 	s.mu.Unlock()
 	select {
@@ -181,7 +189,11 @@ func (s *stream) write() {
 	var out []byte
 	for closing := false; ; {
 		s.mu.Lock()
-		out, s.queue = s.queue, out[:0]
+		out = append(out[:0], s.urgent...)
+		s.urgent = s.urgent[:0]
+		n := wholeFrames(s.queue, streamChunk)
+		out = append(out, s.queue[:n]...)
+		s.queue = s.queue[:copy(s.queue, s.queue[n:])]
 		s.mu.Unlock()
 		if len(out) > 0 {
 			if err := s.conn.Write(out); err != nil {
@@ -278,6 +290,19 @@ func nextFrame(b []byte) (dgram, rest []byte, ok bool, err error) {
 		return nil, b, false, nil
 	}
 	return b[2 : 2+n], b[2+n:], true, nil
+}
+
+// wholeFrames returns the length of the datagrams at the head of a queue that end within limit bytes; at least one.
+func wholeFrames(queue []byte, limit int) int {
+	n := 0
+	for len(queue) > n {
+		next := n + 2 + int(binary.BigEndian.Uint16(queue[n:]))
+		if n > 0 && next > limit {
+			break
+		}
+		n = next
+	}
+	return n
 }
 
 // frames is the length-prefixed framing over a byte stream.

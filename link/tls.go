@@ -45,15 +45,24 @@ func (m *Manager) dialTCP(ctx context.Context, u uri) (net.Conn, error) {
 	for _, a := range addrs {
 		var c net.Conn
 		if c, err = d.DialContext(ctx, "tcp", netip.AddrPortFrom(a, u.port).String()); err == nil {
+			shallow(c)
 			return c, nil
 		}
 	}
 	return nil, err
 }
 
+// shallow keeps the kernel's send queue short.
+func shallow(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetWriteBuffer(streamSendBuffer) // a wish
+	}
+}
+
 func (m *Manager) serveTLS(ln net.Listener, fail context.CancelCauseFunc) io.Closer {
 	conf := m.outerTLS()
 	m.acceptStreams(ln, fail, func(c net.Conn) {
+		shallow(c)
 		t := tls.Server(c, conf)
 		c.SetDeadline(time.Now().Add(streamHandshake))
 		if err := t.HandshakeContext(m.run); err != nil {

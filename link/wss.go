@@ -138,6 +138,7 @@ func (l limitListener) Accept() (net.Conn, error) {
 		}
 		select {
 		case l.busy <- struct{}{}:
+			shallow(c)
 			return &limitedConn{Conn: c, free: sync.OnceFunc(func() { <-l.busy })}, nil
 		default:
 			c.Close()
