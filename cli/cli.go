@@ -19,12 +19,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"weft/api"
 	"weft/config"
+	"weft/ident"
 )
 
 // verbs are all commands and the flags that every one of them takes.
@@ -109,22 +114,22 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) (status int
 	if e.paths, err = config.FindPaths(v.State, v.Config); err != nil {
 		return e.fail(err)
 	}
-	if v.State == "" {
+	verb, _, _ := strings.Cut(kctx.Command(), " ")
+	if v.State == "" && !slices.Contains([]string{"up", "init", "id"}, verb) { // those are about one's own node
 		e.systemNode()
 	}
 	return e.fail(kctx.Run(e))
 }
 
-// systemNode lets an ordinary user without a node of their own see the one
-// that root runs.
+// systemNode turns an ordinary user without a node of their own to the one that
+// root runs. Whether they may talk to it is for the socket to say.
 func (e *env) systemNode() {
-	if _, err := os.Stat(config.Default().Socket(e.paths.State)); err == nil {
-		return
+	for _, own := range []string{config.Default().Socket(e.paths.State), filepath.Join(e.paths.State, ident.KeyFile)} {
+		if _, err := os.Stat(own); err == nil {
+			return
+		}
 	}
-	if _, err := os.Stat(e.paths.State + "/node.key"); err == nil {
-		return
-	}
-	if _, err := os.Stat(config.Default().Socket(config.SystemState)); err == nil {
+	if _, err := os.Stat(config.Default().Socket(config.SystemState)); err == nil || errors.Is(err, fs.ErrPermission) {
 		e.paths.State = config.SystemState
 	}
 }

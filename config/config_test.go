@@ -253,6 +253,15 @@ func TestAdded(t *testing.T) {
 	if d := cmp.Diff(a, b); d != "" || err != nil {
 		t.Error(d, err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, addedName+".tmp"), nil, 0o644); err != nil { // what a crash left
+		t.Fatal(err)
+	}
+	if err := b.Save(dir); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(filepath.Join(dir, addedName)); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("after a crash: %v, %v", fi.Mode(), err)
+	}
 	if left, _ := os.ReadDir(dir); len(left) != 1 {
 		t.Errorf("temporary files stay: %v", left)
 	}

@@ -146,22 +146,26 @@ func (a Added) Save(dir string) error {
 }
 
 // WriteFile replaces a file at once, with mode 0600; a crash leaves the old one
-// or the new one.
+// or the new one. One at a time may write a file: the temporary one has a fixed
+// name, so that crashes do not heap them up.
 func WriteFile(name string, b []byte) error {
 	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	tmp, err := os.CreateTemp(filepath.Dir(name), ".tmp-*") // 0600 by CreateTemp
+	tmp := name + ".tmp"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) { // its mode may be another
+		return fmt.Errorf("write %s: %w", name, err)
+	}
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(b)
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), name)
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(tmp, name)
 	}
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return errors.Join(fmt.Errorf("write %s: %w", name, err), os.Remove(tmp))
 	}
 	return nil
 }

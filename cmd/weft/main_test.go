@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -33,7 +34,7 @@ func TestMain(m *testing.M) {
 //	secret VAR FILE             set VAR to the private key in a key file
 //	serve VAR TEXT              serve TEXT by HTTP on this host until the script ends, and set VAR to the address
 //	sigkill                     kill all that runs in the background
-//	sigterm                     send SIGTERM to all that runs in the background
+//	sigterm                     send SIGTERM, twice, to all that runs in the background
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -153,7 +154,12 @@ func secret(ts *testscript.TestScript, neg bool, args []string) {
 
 func sigterm(ts *testscript.TestScript, neg bool, args []string) {
 	for _, cmd := range ts.BackgroundCmds() {
-		ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+		for range 2 { // as timeout(1) does, to the process and then to its group
+			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				ts.Check(err)
+			}
+			time.Sleep(time.Millisecond) // so that they are two and not one that is pending
+		}
 	}
 }
 
