@@ -175,7 +175,7 @@ func TestKernel(t *testing.T) {
 	_ = b.cmd.Process.Kill()
 	_, took := a.expect("down", 2*time.Second)
 	t.Logf("killed neighbour noticed after %v", took)
-	if took > 400*time.Millisecond { // 100 ms as a rule; a loaded machine may be slow
+	if took > 800*time.Millisecond { // 90 ms as a rule; silence alone would take 1.3 s
 		t.Errorf("noticed a killed neighbour after %v", took)
 	}
 	b = run(1)
@@ -188,7 +188,7 @@ func TestKernel(t *testing.T) {
 	ip(t, "-n", ns[1], "link", "set", "veth0", "down")
 	_, took = a.expect("down", 2*time.Second)
 	t.Logf("carrier loss noticed after %v", took)
-	if took > 300*time.Millisecond {
+	if took > 800*time.Millisecond {
 		t.Errorf("noticed carrier loss after %v", took)
 	}
 	b.expect("down", 2*time.Second)
