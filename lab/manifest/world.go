@@ -319,8 +319,7 @@ func geometric(rng *rand.Rand, n int, degree float64, join func(a, b int)) {
 	for i := range part {
 		part[i] = i
 	}
-	var root func(int) int
-	root = func(i int) int {
+	root := func(i int) int {
 		for part[i] != i {
 			part[i] = part[part[i]]
 			i = part[i]
