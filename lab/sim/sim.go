@@ -8,6 +8,9 @@
 // table as forward would send them. Signatures are made by each node; since a thousand nodes in one process would check
 // each of them a thousand times, one check is remembered for all.
 //
+// Of a node's own configuration only the community key counts; reordered and doubled packets are QUIC's business and do
+// not exist here.
+//
 // The package starts no goroutine. One Run is one world; several may run at once.
 package sim
 
