@@ -223,7 +223,9 @@ func (d *discovery) suits(f Interface) bool {
 		}
 		linkLocal = linkLocal || p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()
 	}
-	return linkLocal && f.Running && f.Multicast && matchesAny(d.m.cfg.Multicast.Interfaces, f.Name)
+	c := &d.m.cfg.Multicast
+	wanted := len(c.Interfaces) == 0 || matchesAny(c.Interfaces, f.Name)
+	return linkLocal && f.Running && f.Multicast && wanted && !matchesAny(c.Exclude, f.Name)
 }
 
 func (d *discovery) sweepLocked(now time.Time) {

@@ -64,6 +64,7 @@ const DefaultLANCap = 12
 type Multicast struct {
 	Enabled    bool
 	Interfaces []string // patterns as of path.Match; empty: all
+	Exclude    []string // patterns; stronger than Interfaces
 }
 
 // Peer is a neighbour that the operator names.
@@ -156,7 +157,7 @@ func New(cfg Config) (*Manager, error) {
 			return nil, err
 		}
 	}
-	if err := checkPatterns(cfg.Multicast.Interfaces); err != nil {
+	if err := checkPatterns(append(slices.Clone(cfg.Multicast.Interfaces), cfg.Multicast.Exclude...)); err != nil {
 		return nil, err
 	}
 	cert, err := cfg.Agent.Certificate()

@@ -172,9 +172,6 @@ func checkPatterns(patterns []string) error {
 }
 
 func matchesAny(patterns []string, name string) bool {
-	if len(patterns) == 0 {
-		return true
-	}
 	return slices.ContainsFunc(patterns, func(p string) bool {
 		ok, _ := glob.Match(p, name) // checkPatterns saw them all
 		return ok

@@ -216,7 +216,7 @@ func (n *Node) compose() (err error) {
 	lc := link.Config{
 		Agent: n.agent, Plane: n.plane, Handler: n.routing, Log: n.log.With("room", "link"), CommunityKey: key,
 		Listen: n.listenURIs(), LANCap: n.cfg.Multicast.Cap,
-		Multicast: link.Multicast{Enabled: n.cfg.Multicast.Enabled, Interfaces: n.cfg.Multicast.Interfaces},
+		Multicast: link.Multicast{Enabled: n.cfg.Multicast.Enabled, Interfaces: n.cfg.Multicast.Interfaces, Exclude: n.cfg.Multicast.Exclude},
 	}
 	if w := n.opt.World; w != nil {
 		lc.Underlay = w.Underlay
