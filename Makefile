@@ -72,6 +72,7 @@ fuzz:
 
 # The whole test suite over and over, in random order, until it fails.
 soak:
+	WEFT_SIM_NODES=1000 go test -count=1 -timeout 30m -run Large -v ./lab/sim
 	@i=0; while go test -count=1 -shuffle=on ./... >soak.log 2>&1; do i=$$((i+1)); echo "round $$i passed"; done; cat soak.log; exit 1
 
 # What is generated and committed.

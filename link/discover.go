@@ -475,7 +475,7 @@ func (d *discovery) hear(b beacon, ip netip.Addr, iface int, now time.Time) {
 		d.kick()
 	}
 	if l := d.m.LinkTo(b.Key); l != nil && l.instance != b.Instance {
-		l.suspect() // it restarted, if the beacon is true
+		l.Suspect() // it restarted, if the beacon is true
 	}
 }
 

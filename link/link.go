@@ -410,8 +410,8 @@ func (l *Link) changed() {
 	})
 }
 
-// suspect verifies at once whether the neighbour is still there, because something that may be forged hints that it is not.
-func (l *Link) suspect() {
+// Suspect verifies at once whether the neighbour is still there, because something that may be forged hints that it is not.
+func (l *Link) Suspect() {
 	now := time.Now()
 	l.mu.Lock()
 	started := now.Sub(l.live.heard) > burstEvery && l.live.suspect(now)

@@ -581,7 +581,7 @@ func (m *Manager) roamed(l *Link) {
 func (m *Manager) unreachable(ep forward.Endpoint) {
 	for _, l := range m.Links() {
 		if d := l.path.to.Load().ep; d.IP == ep.IP && d.Port == ep.Port && (ep.Scope == 0 || d.Scope == ep.Scope) {
-			l.suspect()
+			l.Suspect()
 		}
 	}
 }
@@ -672,7 +672,7 @@ func (l *Link) readdress(was, now Interface) {
 	if via.Index != now.Index {
 		l.iface.Store(int64(via.Index)) // another way out: the probes will tell whether it works
 	}
-	l.suspect()
+	l.Suspect()
 }
 
 func (m *Manager) interfaceName(index int) string {

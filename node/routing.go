@@ -116,6 +116,11 @@ func (r *routing) settleLocked() {
 			r.n.log.Debug("control message not sent", "peer", l.Peer(), "err", err) // the link closes itself
 		}
 	}
+	for _, id := range r.core.Suspects() { // other nodes miss this neighbour
+		if l := r.links[id]; l != nil {
+			l.Suspect()
+		}
+	}
 	t := r.core.Table()
 	if old := r.table.Swap(t); old == t && r.builtGen == r.linkGen || r.plane == nil {
 		return
