@@ -128,6 +128,11 @@ func Run(ctx context.Context, opt Options) (*Report, error) {
 	if err := netns.Usable(); err != nil {
 		return nil, err
 	}
+	release, err := netns.Alone(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	var uts syscall.Utsname
 	syscall.Uname(&uts)
 	kernel := ""
@@ -141,7 +146,7 @@ func Run(ctx context.Context, opt Options) (*Report, error) {
 		Started: time.Now().UTC(), Runs: opt.Runs, Short: opt.Short,
 		Machine: Machine{CPUs: runtime.NumCPU(), Arch: runtime.GOARCH, Go: runtime.Version(), Kernel: kernel},
 	}}
-	err := b.run(ctx)
+	err = b.run(ctx)
 	b.report.finish()
 	return b.report, err
 }

@@ -9,6 +9,7 @@
 package netns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -154,6 +155,31 @@ func Sweep() {
 		}
 		if pid, _ := strconv.Atoi(m[1]); pid > 0 && syscall.Kill(pid, 0) == syscall.ESRCH {
 			os.RemoveAll(d)
+		}
+	}
+}
+
+// Alone waits until nobody else on this machine measures in a world, and keeps others waiting until release is called:
+// two that measure at once would measure each other.
+func Alone(ctx context.Context) (release func(), err error) {
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "weft-lab.lock"), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the lab's lock: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if err != unix.EWOULDBLOCK {
+			f.Close()
+			return nil, fmt.Errorf("take the lab's lock: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("another lab run is measuring: %w", ctx.Err())
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
