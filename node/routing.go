@@ -33,8 +33,6 @@ type routing struct {
 	forwarded uint64 // route.Table.Forwarding of the table in force
 	linkGen   uint64 // counts link changes: they ask for a new forwarding table too
 	builtGen  uint64
-	seqSaved  uint64
-	warnings  string
 }
 
 func newRouting(n *Node) (*routing, error) {

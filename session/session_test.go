@@ -31,7 +31,6 @@ type world struct {
 	room  int
 	mu    sync.Mutex
 	tap   func(from, to *peer, d []byte) []byte
-	sent  int
 	ctx   context.Context
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
