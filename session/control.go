@@ -31,7 +31,11 @@ func (m *Manager) control(ctx context.Context) {
 			if s.cur.Load() != nil {
 				c.o.flushPending(s)
 			}
-			if k := s.sendKey(m.now()); k == nil && s.attempt.state == nil {
+			switch k := s.sendKey(m.now()); {
+			case s.renew.Swap(false):
+				s.attempt.tries = 0 // a repeated attempt begins again with short waits
+				c.initiate(s)
+			case k == nil && s.attempt.state == nil:
 				c.initiate(s)
 			}
 			soon()
@@ -92,7 +96,9 @@ func (c *controller) check(s *Session, now int64) bool {
 		case now-a.started > int64(giveUpAfter) || a.tries > 3 && now-s.lastSent.Load() > int64(10*time.Second):
 			c.abandon(s)
 		case now >= a.next:
-			c.initiate(s)
+			if _, ok := m.cfg.Resolver.Room(s.id); ok { // without a way nothing is sent, nor counted as a try
+				c.initiate(s)
+			}
 			soon = true
 		default:
 			soon = true

@@ -79,13 +79,20 @@ func (o *outbound) resolve(ip []byte) (*Session, int) {
 		return nil, 0
 	}
 	room, ok := m.cfg.Resolver.Room(peer.ID())
+	s := m.session(peer, ok)
 	if !ok {
 		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
+		if s != nil {
+			s.away.Store(true)
+		}
 		return nil, 0
 	}
-	s := m.session(peer, true)
 	if s == nil {
 		return nil, 0
+	}
+	if s.away.Load() && s.away.Swap(false) {
+		s.renew.Store(true)
+		m.wantHandshake(s)
 	}
 	o.lastDst, o.lastSess, o.lastRoom, o.lastAt = dst, s, room, o.now
 	return s, room

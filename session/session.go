@@ -49,7 +49,7 @@ const (
 	unanswered   = 1200 * time.Millisecond
 	forgetAfter  = 240 * time.Second // a session without keys or traffic
 	retryFirst   = 200 * time.Millisecond
-	retryMost    = 2 * time.Second
+	retryMost    = time.Second
 )
 
 // Bounds on what a hostile network can make a node keep.
@@ -141,6 +141,8 @@ type Session struct {
 	lastSent, lastRecv atomic.Int64 // data
 	askedAt            atomic.Int64 // first data sent since anything was received
 	owedAt             atomic.Int64 // first data received since anything was sent
+	away               atomic.Bool  // packets found no way to the peer
+	renew              atomic.Bool  // the peer was away: it may have been restarted and know nothing of our keys
 
 	sentBytes, recvBytes     atomic.Uint64 // inner packets
 	sentPackets, recvPackets atomic.Uint64

@@ -29,6 +29,7 @@ type world struct {
 	delay time.Duration
 	nodes map[ident.NodeID]*peer
 	room  int
+	gone  map[ident.NodeID]bool // no route
 	mu    sync.Mutex
 	tap   func(from, to *peer, d []byte) []byte
 	ctx   context.Context
@@ -147,7 +148,7 @@ func (w *world) Room(id ident.NodeID) (int, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_, ok := w.nodes[id]
-	return w.room, ok
+	return w.room, ok && !w.gone[id]
 }
 
 // udp makes a UDP packet; tcp a TCP super-packet or segment. Checksums are partial.
@@ -407,6 +408,36 @@ func TestRestartedPeerIsFoundAgain(t *testing.T) {
 			}
 		}
 		t.Logf("back after %v", time.Since(begun))
+	})
+}
+
+// When routing lost a peer and finds it again, nobody waits for a timer to learn that it was restarted.
+func TestPeerThatWasAwayIsAskedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		a, b := w.add([32]byte{}), w.add([32]byte{})
+		b.expect(t, a.send(b, []byte("open")), time.Second)
+		b.stop()
+		<-b.done
+		w.mu.Lock()
+		w.gone = map[ident.NodeID]bool{b.agent.Public().ID(): true}
+		w.mu.Unlock()
+		for range 20 {
+			a.send(b, []byte("nobody there"))
+			time.Sleep(50 * time.Millisecond)
+		}
+		b2 := w.start(b.agent, [32]byte{})
+		w.mu.Lock()
+		w.gone = nil
+		w.mu.Unlock()
+		begun := time.Now()
+		for b2.take(10*time.Millisecond) == nil {
+			a.send(b2, []byte("hello?"))
+			if time.Since(begun) > 100*time.Millisecond {
+				t.Fatal("silence for 100 ms after the peer came back")
+			}
+		}
 	})
 }
 
