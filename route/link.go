@@ -98,7 +98,7 @@ func (r *Router) dropLink(id uint32) {
 			r.own.adjacent = slices.DeleteFunc(r.own.adjacent, func(a wire.Adjacency) bool { return a.ID == l.peer })
 			r.relink(0)
 		}
-		r.scheduleLoss()
+		r.scheduleNews(0)
 	}
 	r.wantSPF(true)
 }
@@ -256,7 +256,7 @@ func (r *Router) record(l *link, t recordType, v []byte) error {
 		case markReady:
 			if !l.ready {
 				l.ready = true
-				r.scheduleOrigin(gatherLinks)
+				r.scheduleNews(gatherLinks)
 			}
 		}
 	case recAck:

@@ -10,12 +10,12 @@ import (
 )
 
 // damping holds the least time to the next own LSA after each in a row: the first news goes out at once, a flapping
-// link costs the network one LSA every four seconds.
-var damping = [...]time.Duration{0, 400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
+// link costs the network one LSA a second.
+var damping = [...]time.Duration{0, 400 * time.Millisecond, time.Second}
 
 const (
-	lossBurst    = 4                // so many dead links in a row are told at once, whatever else was told just before…
-	lossRate     = 1.0 / 8          // …and one more every eight seconds
+	newsBurst    = 6                // so many links that died or came in a row are told at once, whatever else was told just before…
+	newsRate     = 1.0 / 8          // …and one more every eight seconds
 	calmAfter    = 10 * time.Second // without an LSA of ours: the damping starts short again
 	fightFirst   = 100 * time.Millisecond
 	fightMost    = 5 * time.Minute
@@ -32,7 +32,7 @@ type origin struct {
 	at       time.Duration // when the next is due
 	last     time.Duration
 	level    int
-	losses   bucket // news of dead links that may still go round the damping
+	news     bucket // news of links that died or came which may still go round the damping
 
 	refreshAt time.Duration
 	doubled   bool // the newest LSA under our key is not ours
@@ -44,7 +44,7 @@ type origin struct {
 
 func (o *origin) init(stored uint64) {
 	o.at, o.refreshAt = never, never
-	o.losses = newBucket(lossRate, lossBurst, 0)
+	o.news = newBucket(newsRate, newsBurst, 0)
 	if stored > 0 {
 		o.seq = min(stored, wire.MaxSeq-1-seqMargin) + seqMargin
 	}
@@ -63,12 +63,13 @@ func (r *Router) scheduleOrigin(wait time.Duration) {
 	o.at = min(o.at, max(r.now+wait, o.last+damping[o.level]))
 }
 
-// scheduleLoss tells of a dead link at once: until the others know, what they send that way is lost. Damping is for news
-// that can wait, such as costs and links that come up, and for a link that keeps dying.
-func (r *Router) scheduleLoss() {
-	r.scheduleOrigin(0)
-	if r.own.at > r.now && r.own.losses.take(r.now, 1) {
-		r.own.at = r.now
+// scheduleNews tells of a link that died or came without the damping: until the others know, what they send by the dead link
+// is lost, and whoever was restarted is not reached. Damping is for what can wait, such as costs, and for a link that
+// keeps dying.
+func (r *Router) scheduleNews(wait time.Duration) {
+	r.scheduleOrigin(wait)
+	if at := r.now + wait; r.own.at > at && r.own.news.take(r.now, 1) {
+		r.own.at = at
 	}
 }
 
