@@ -10,8 +10,8 @@ import (
 )
 
 // damping holds the least time to the next own LSA after each in a row: the first news goes out at once, a flapping
-// link costs the network one LSA a second.
-var damping = [...]time.Duration{0, 400 * time.Millisecond, time.Second}
+// link costs the network one LSA every four seconds.
+var damping = [...]time.Duration{0, 400 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second}
 
 const (
 	newsBurst    = 6                // so many links that died or came in a row are told at once, whatever else was told just before…
@@ -32,6 +32,7 @@ type origin struct {
 	at       time.Duration // when the next is due
 	last     time.Duration
 	level    int
+	urgent   bool   // what is due goes round the damping
 	news     bucket // news of links that died or came which may still go round the damping
 
 	refreshAt time.Duration
@@ -67,10 +68,20 @@ func (r *Router) scheduleOrigin(wait time.Duration) {
 // is lost, and whoever was restarted is not reached. Damping is for what can wait, such as costs, and for a link that
 // keeps dying.
 func (r *Router) scheduleNews(wait time.Duration) {
+	o := &r.own
 	r.scheduleOrigin(wait)
-	if at := r.now + wait; r.own.at > at && r.own.news.take(r.now, 1) {
-		r.own.at = at
+	if at := r.now + wait; o.at > at && o.news.take(r.now, 1) {
+		o.at, o.urgent = at, true
 	}
+}
+
+// gatherTime is how long the news of a link that came waits for more of its kind: a node that starts gets all its links
+// within a moment, and a network that starts should not be told of them one by one.
+func (r *Router) gatherTime() time.Duration {
+	if r.now-r.own.last > calmAfter {
+		return gatherLinks
+	}
+	return gatherMore
 }
 
 // originate signs and installs a new LSA of ours.
@@ -117,7 +128,10 @@ func (r *Router) originate() {
 	r.stats.Originated++
 	o.adjacent = l.Neighbours
 	o.last = r.now
-	o.level = min(o.level+1, len(damping)-1)
+	if !o.urgent { // urgent news has a bucket of its own and does not hold up what comes after
+		o.level = min(o.level+1, len(damping)-1)
+	}
+	o.urgent = false
 	jitter := time.Duration(r.cfg.Rand() % uint64(r.lim.Lifetime/refreshParts/4))
 	o.refreshAt = r.now + 3*r.lim.Lifetime/refreshParts - jitter
 	r.spf.links = true
