@@ -20,10 +20,11 @@ const (
 	Window = 256 << 10
 
 	ackEvery     = 64 << 10
-	floodDelay   = 3 * time.Millisecond // gathers a burst into one message and lets duplicates cancel out
-	refreshDelay = 10 * time.Second     // a refresh says nothing new: it may wait for company
-	gatherLinks  = 10 * time.Millisecond
-	readyAfter   = 3 * time.Second // a link is announced when the neighbour is synchronised, or after this
+	floodDelay   = 3 * time.Millisecond   // gathers a burst into one message and lets duplicates cancel out
+	refreshDelay = 10 * time.Second       // a refresh says nothing new: it may wait for company
+	gatherLinks  = 10 * time.Millisecond  // after quiet, news of links is gathered for so long…
+	gatherMore   = 150 * time.Millisecond // …and soon after other news for so long
+	readyAfter   = 3 * time.Second        // a link is announced when the neighbour is synchronised, or after this
 	resyncFirst  = 5 * time.Second
 	resyncMost   = 5 * time.Minute
 )
@@ -256,7 +257,7 @@ func (r *Router) record(l *link, t recordType, v []byte) error {
 		case markReady:
 			if !l.ready {
 				l.ready = true
-				r.scheduleNews(gatherLinks)
+				r.scheduleNews(r.gatherTime())
 			}
 		}
 	case recAck:

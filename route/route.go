@@ -251,7 +251,7 @@ func (r *Router) run() {
 	for _, l := range r.links {
 		if !l.ready && r.now >= l.upAt+readyAfter { // a neighbour that never finishes still gets a link
 			l.ready = true
-			r.scheduleNews(gatherLinks)
+			r.scheduleNews(r.gatherTime())
 		}
 		if r.now >= l.resyncAt {
 			l.resyncAt = never
