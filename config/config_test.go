@@ -47,6 +47,7 @@ func TestErrors(t *testing.T) {
 		{"[multicast]\ninterfaces = [\"[\"]", "f:2: multicast.interfaces[1]: \"[\" is not a pattern"},
 		{"[multicast]\ncap = 0", "f:2: multicast.cap: 0 is not allowed; allowed: 1 to 64"},
 		{"[community]\nkey = \"secretsecret\"", "f:2: community.key: a community key has 64 hex digits; make one with: weft init --closed"},
+		{"[userspace]\nhttp = \"0.0.0.0:8080\"", "f:2: userspace.http: \"0.0.0.0:8080\" can be reached from other devices, and the proxy asks for no password; allowed: an address of this device only, such as 127.0.0.1:8080"},
 		{"[userspace]\nsocks = \"here\"", "f:2: userspace.socks: \"here\" is not an address and port; allowed: 127.0.0.1:8080, [::1]:8080, auto, off"},
 		{"[[forward]]\nlisten = \"127.0.0.1:80\"\nto = \"roof\"", "f:3: forward[1].to: \"roof\" is not a node and a port"},
 		{"[[expose]]\nport = 70000\nto = \"127.0.0.1:80\"", "f:2: expose[1].port: 70000 is not allowed"},

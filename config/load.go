@@ -318,8 +318,8 @@ func (f *file) check(c *Config) {
 	if c.TUN.MTU != 0 {
 		f.span("tun.mtu", float64(c.TUN.MTU), 1280, 65535)
 	}
-	f.address("userspace.socks", c.Userspace.SOCKS, "auto", "off")
-	f.address("userspace.http", c.Userspace.HTTP, "off")
+	f.local("userspace.socks", c.Userspace.SOCKS, "auto", "off")
+	f.local("userspace.http", c.Userspace.HTTP, "off")
 	f.address("portal.listen", c.Portal.Listen, "off")
 	for i, w := range c.Forwards {
 		at := fmt.Sprintf("forward.%d.", i)
@@ -440,6 +440,17 @@ func (f *file) address(key, s string, words ...string) {
 	if err != nil || (bad != nil && host != "localhost") || (!isPort(port) && port != "0") {
 		f.report(key, "%q is not an address and port; allowed: 127.0.0.1:8080, [::1]:8080%s", s, strings.Join(append([]string{""}, words...), ", "))
 	}
+}
+
+// local is address for what asks for no password: everybody on the LAN would be let in.
+func (f *file) local(key, s string, words ...string) {
+	if host, _, err := net.SplitHostPort(s); err == nil {
+		if ip, err := netip.ParseAddr(host); err == nil && !ip.IsLoopback() {
+			f.report(key, "%q can be reached from other devices, and the proxy asks for no password; allowed: an address of this device only, such as 127.0.0.1:8080", s)
+			return
+		}
+	}
+	f.address(key, s, words...)
 }
 
 func isPort(s string) bool {
