@@ -34,6 +34,7 @@ var rooms = []struct {
 	{"tun", "", "a device knows nothing of meshes"},
 	{"tun/netstack", "tun", "the userspace stack is one more device"},
 	{"tun/tuntest", "tun", "the in-memory twin of a device"},
+	{"ygg", "ident tun", "one more way to the same device: it knows packets and keys, and neither routes nor sessions"},
 	{"firewall", "ident", "verdicts by key, protocol and port; who asks is session's business"},
 	{"proxy", "ident tun/netstack", "proxies and port forwards reach the mesh through a dialler that node gives them"},
 	{"config", "firewall ident", "what an owner may choose; firewall only for the form of its rules"},
@@ -67,7 +68,8 @@ var libs = []struct {
 	{"github.com/vishvananda/netlink", "link tun lab/netns lab/peers lab/bench", "kernel interfaces and addresses"},
 	{"github.com/vishvananda/netns", "lab/netns lab/bench", "network namespaces"},
 	{"github.com/google/nftables", "lab/netns", "kernel rules that drop what a test wants dropped"},
-	{"github.com/yggdrasil-network/yggdrasil-go", "lab/peers", "measured against; the ygg room comes with its own issue"},
+	{"github.com/yggdrasil-network/yggdrasil-go", "ygg lab/peers", "the core of the Yggdrasil plane; and measured against"},
+	{"github.com/Arceliar/ironwood", "ygg", "the address type of Yggdrasil's core"},
 	{"github.com/gologme/log", "lab/peers", "the logger that Yggdrasil asks for"},
 	{"golang.zx2c4.com/wireguard", "lab/peers", "measured against"},
 	{"github.com/thejerf/suture", "node", "the supervisor"},
@@ -290,6 +292,18 @@ func TestNoSharedState(t *testing.T) {
 				if x, ok := s.X.(*ast.Ident); ok && x.Name == "slog" && slices.Contains(global, s.Sel.Name) {
 					t.Errorf("%s: slog.%s is the global logger; use the one that was passed in", f.fset.Position(n.Pos()), s.Sel.Name)
 				}
+			}
+			return true
+		})
+	}
+}
+
+// TestKeyStays: one room alone may take the private key out of ident's agent (docs/adr/0004).
+func TestKeyStays(t *testing.T) {
+	for _, f := range sources(t) {
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			if s, ok := n.(*ast.SelectorExpr); ok && s.Sel.Name == "PrivateKeyForYggdrasil" && f.room != "ygg" {
+				t.Errorf("%s: the private key stays with ident; only ygg may ask for it", f.fset.Position(n.Pos()))
 			}
 			return true
 		})

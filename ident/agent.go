@@ -1,6 +1,7 @@
 package ident
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ed25519"
@@ -22,8 +23,8 @@ import (
 	"time"
 )
 
-// Agent keeps one private key and does what needs it. It has no method that returns the key, prints as its public
-// half, and is safe for concurrent use.
+// Agent keeps one private key and does what needs it. No method returns the key but the one that Yggdrasil's library makes
+// necessary (PrivateKeyForYggdrasil). An Agent prints as its public half and is safe for concurrent use.
 type Agent struct {
 	priv   ed25519.PrivateKey
 	x      *ecdh.PrivateKey
@@ -160,6 +161,11 @@ func (a *Agent) Certificate() (tls.Certificate, error) {
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: signer{a}}, nil
 }
+
+// PrivateKeyForYggdrasil returns a copy of the private key. It is the one hole in the Agent, and for package ygg alone (a test
+// at the root of the repository holds all others to that): Yggdrasil's core wants an ed25519.PrivateKey and no signer,
+// because it derives its session keys from the scalar. docs/adr/0004.
+func (a *Agent) PrivateKeyForYggdrasil() ed25519.PrivateKey { return bytes.Clone(a.priv) }
 
 // PeerKey returns the Ed25519 key in a TLS peer's first certificate.
 func PeerKey(s tls.ConnectionState) (PublicKey, error) {

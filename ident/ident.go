@@ -2,7 +2,7 @@
 // and signatures that cannot be taken for one another.
 //
 // Every room may import ident; ident imports no other room. All functions are safe for concurrent use. The private key
-// lives inside an [Agent] and is never returned, printed or logged.
+// lives inside an [Agent] and is never printed or logged; it leaves it for one library only (docs/adr/0004).
 package ident
 
 import (

@@ -44,7 +44,7 @@ func (o *outbound) packet(p *tun.Packet) {
 	if len(ip) < ipv6Header || ip[0]>>4 != 6 {
 		return
 	}
-	s, room := o.resolve(ip)
+	s, room := o.resolve(p)
 	if s == nil {
 		return
 	}
@@ -58,8 +58,9 @@ func (o *outbound) packet(p *tun.Packet) {
 	o.seal(s, k, room, p)
 }
 
-// resolve finds the session and the room for end-to-end packets on the way.
-func (o *outbound) resolve(ip []byte) (*Session, int) {
+// resolve finds the session and the room for end-to-end packets on the way. A packet for which there is none it takes care of.
+func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
+	ip := p.Data
 	dst := [16]byte(ip[24:40])
 	if dst == o.lastDst && o.lastAt == o.now && o.lastSess != nil {
 		return o.lastSess, o.lastRoom
@@ -96,6 +97,20 @@ func (o *outbound) resolve(ip []byte) (*Session, int) {
 	}
 	o.lastDst, o.lastSess, o.lastRoom, o.lastAt = dst, s, room, o.now
 	return s, room
+}
+
+// elsewhere hands a packet to the other network, or tells the host why it goes nowhere.
+func (o *outbound) elsewhere(p *tun.Packet, code byte) {
+	if f := o.m.cfg.Elsewhere; f != nil {
+		mtu, ok := f(p)
+		if mtu > 0 {
+			o.tell(p.Data, icmpTooBig, 0, uint32(max(mtu, 1280)))
+		}
+		if ok {
+			return
+		}
+	}
+	o.tell(p.Data, icmpUnreachable, code, 0)
 }
 
 func (m *Manager) inMesh(a netip.Addr) bool { return ident.MeshPrefix.Contains(a) }

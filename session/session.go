@@ -86,6 +86,10 @@ type Config struct {
 	Resolver Resolver
 	Filter   func(peer ident.PublicKey) Filter
 	PSK      [32]byte // the community key of a closed network, else zero
+	// Elsewhere is another network behind the same addresses, asked for what the Resolver knows no way to; nil when there is
+	// none. It may change p.Data, keeps none of it and waits for no network. mtu is not zero when the packet is too big: then
+	// it is the largest that fits. ok is false when nothing leads there. It is called on the goroutine that reads the device.
+	Elsewhere func(p *tun.Packet) (mtu int, ok bool)
 	Log      *slog.Logger
 }
 

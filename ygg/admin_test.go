@@ -1,0 +1,114 @@
+//go:build !no_ygg
+
+package ygg
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
+)
+
+// TestAdmin talks to the socket as yggdrasilctl does: it writes a request with the library's types and reads an answer.
+func TestAdmin(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ygg.sock")
+	s := startStock(t)
+	uri := s.listen(t, "tcp://127.0.0.1:0")
+	n := begin(t, func(c *Config) { c.Admin = "unix://" + path })
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	in, out := json.NewDecoder(conn), json.NewEncoder(conn)
+	ask := func(name string, args, res any) (fail string) {
+		t.Helper()
+		b, err := json.Marshal(args)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Encode(&admin.AdminSocketRequest{Name: name, Arguments: b, KeepAlive: true}); err != nil {
+			t.Fatal(err)
+		}
+		var r admin.AdminSocketResponse
+		if err := in.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Request.Name != name {
+			t.Errorf("asked %s, the answer is to %s", name, r.Request.Name)
+		}
+		if r.Status == "error" {
+			return r.Error
+		}
+		if err := json.Unmarshal(r.Response, res); err != nil || r.Status != "success" {
+			t.Fatalf("%s: %s, %v: %s", name, r.Status, err, r.Response)
+		}
+		return ""
+	}
+	none := map[string]string{}
+	var list admin.ListResponse
+	ask("list", none, &list)
+	for _, want := range []string{"list", "getself", "getpeers", "getsessions", "gettree", "getpaths", "addpeer", "removepeer", "getnodeinfo"} {
+		found := false
+		for _, e := range list.List {
+			found = found || e.Command == want
+		}
+		if !found {
+			t.Errorf("%s is not offered", want)
+		}
+	}
+	var self admin.GetSelfResponse
+	ask("getSelf", none, &self)
+	if self.IPAddress != n.addr.String() || self.PublicKey != n.self.String() || self.Subnet != n.self.Subnet().String() {
+		t.Errorf("self: %+v", self)
+	}
+	if fail := ask("addPeer", admin.AddPeerRequest{Uri: uri}, &admin.AddPeerResponse{}); fail != "" {
+		t.Fatal(fail)
+	}
+	if fail := ask("addPeer", admin.AddPeerRequest{Uri: uri}, &admin.AddPeerResponse{}); !strings.Contains(fail, "already") {
+		t.Errorf("adding it twice: %q", fail)
+	}
+	var peers admin.GetPeersResponse
+	eventually(t, "the peer is up", func() bool {
+		ask("getPeers", none, &peers)
+		return len(peers.Peers) == 1 && peers.Peers[0].PublicKey == s.self.String()
+	})
+	if p := peers.Peers[0]; !p.Up || p.Inbound || p.URI != uri || p.IPAddress != s.self.Addr().String() {
+		t.Errorf("peer: %+v", p)
+	}
+	var tree admin.GetTreeResponse
+	eventually(t, "the tree has both", func() bool { ask("getTree", none, &tree); return len(tree.Tree) == 2 })
+	ask("getPaths", none, &admin.GetPathsResponse{})
+	ask("getSessions", none, &admin.GetSessionsResponse{})
+	if fail := ask("removePeer", admin.RemovePeerRequest{Uri: uri}, &admin.RemovePeerResponse{}); fail != "" {
+		t.Error(fail)
+	}
+	if fail := ask("removePeer", admin.RemovePeerRequest{Uri: uri}, &admin.RemovePeerResponse{}); !strings.Contains(fail, "no peer") {
+		t.Errorf("removing it twice: %q", fail)
+	}
+	if fail := ask("dance", none, &none); !strings.Contains(fail, "unknown action") {
+		t.Errorf("an unknown request: %q", fail)
+	}
+
+	// What is no request is answered and the connection shut; so is one after which the client wants no more.
+	for _, say := range []string{"nonsense\n", `{"request":"getself"}`, `{"request":"` + strings.Repeat("x", maxAdminRequest) + `"}`} {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprint(c, say)
+		var r admin.AdminSocketResponse
+		d := json.NewDecoder(bufio.NewReader(c))
+		if err := d.Decode(&r); err == nil {
+			if err := d.Decode(&r); err == nil {
+				t.Error("a second answer")
+			}
+		}
+		c.Close()
+	}
+}
