@@ -14,6 +14,7 @@ package config
 
 import (
 	"math"
+	"slices"
 
 	"weft/ident"
 )
@@ -45,6 +46,7 @@ type Config struct {
 	Userspace Userspace `toml:"userspace" doc:"Without root there is no network interface: programs use these proxies instead.\nThe proxies also run beside the interface when set here."`
 	Forwards  []Forward `toml:"forward" doc:"Ports of this device that lead to a node: one [[forward]] for each."`
 	Exposes   []Expose  `toml:"expose" doc:"Ports of this node in the mesh that lead to a service elsewhere: one [[expose]] for each.\nThe firewall must allow them too."`
+	Yggdrasil Yggdrasil `toml:"yggdrasil" doc:"The Yggdrasil network: this node is a node of it too, under the same address. What no Weft node is known for goes there.\nThe firewall covers it."`
 	Firewall  Firewall  `toml:"firewall" doc:"Who may open connections to this device over the mesh. Nobody, unless a rule says so; ping always works."`
 	Portal    Portal    `toml:"portal" doc:"The page that shows what this node does."`
 	API       API       `toml:"api" doc:"The socket that weft's other commands use."`
@@ -115,6 +117,30 @@ type Expose struct {
 	Proto Proto  `toml:"proto,omitempty" doc:"tcp or udp; tcp when left out." example:"\"tcp\""`
 }
 
+// Yggdrasil is the node's part in the Yggdrasil network.
+type Yggdrasil struct {
+	Enabled   Switch            `toml:"enabled" doc:"auto takes part, unless this is a closed network or a program without Yggdrasil; on insists; off never does."`
+	Peers     []string          `toml:"peers" doc:"Nodes to connect to, as Yggdrasil writes them: tcp://, tls://, quic://, ws://, wss:// with host and port, unix:///PATH,\nsocks://PROXY/HOST:PORT. Options: ?key=HEX, password=, priority=, maxbackoff=, sni=, interface=." example:"[\"tls://192.0.2.7:443\"]"`
+	Listen    []string          `toml:"listen" doc:"Where Yggdrasil nodes reach this one: tcp://, tls://, quic://, ws://, wss:// with address and port, unix:///PATH." example:"[\"tls://[::]:9002\"]"`
+	Allowed   []ident.PublicKey `toml:"allowed_public_keys" doc:"Who may connect to listen; empty is anybody. It is no firewall." example:"[]"`
+	Password  string            `toml:"group_password" doc:"Talk only to nodes with the same password, GroupPassword in yggdrasil.conf." example:"\"\""`
+	Share     bool              `toml:"share" doc:"Weft nodes without a Yggdrasil peer of their own may reach that network through this node, when it has peers."`
+	Admin     string            `toml:"admin" doc:"Admin socket for yggdrasilctl and the like: unix:///PATH or tcp://127.0.0.1:PORT; empty is none." example:"\"unix:///run/yggdrasil.sock\""`
+	Multicast []YggMulticast    `toml:"multicast" doc:"Finding Yggdrasil nodes on the local network. Without any of these, all interfaces of [multicast] are used, and none when it is off."`
+
+	PeersAdded []string `toml:"-"` // those of Peers that commands have added
+}
+
+// YggMulticast is discovery of Yggdrasil nodes on some interfaces.
+type YggMulticast struct {
+	Regex    string `toml:"regex" doc:"Regular expression that the interface's name matches." example:"\"eth.*\""`
+	Beacon   bool   `toml:"beacon" doc:"Tell others about this node." example:"true"`
+	Listen   bool   `toml:"listen" doc:"Connect to those that are heard." example:"true"`
+	Port     uint16 `toml:"port,omitempty" doc:"TCP port for those who connect; 0 takes any." example:"0"`
+	Priority uint8  `toml:"priority,omitempty" doc:"0 to 254; of several links with a node the lowest is used." example:"0"`
+	Password string `toml:"password,omitempty" doc:"Only nodes with the same password are heard." example:"\"\""`
+}
+
 // Firewall rules on who may open connections to this device.
 type Firewall struct {
 	Rules  []string            `toml:"rules" doc:"allow|block PROTO [PORTS] [to DEST] from SOURCE; the first that matches decides.\nPROTO: any, tcp, udp, icmp. PORTS: 22 or 80,443,8000-8100. DEST: self (left out), behind, or an address behind this node.\nSOURCE: any, community, group:NAME or key:HEX." example:"[\"allow tcp 22 from group:family\", \"allow tcp 80,443 from any\"]"`
@@ -155,6 +181,7 @@ func Default() *Config {
 		Multicast: Multicast{Enabled: true, Interfaces: []string{"*"}, Exclude: []string{"docker*", "virbr*", "weft*", "tun*", "wg*"}, Cap: 8},
 		TUN:       TUN{Enabled: Auto, Name: "auto"},
 		Userspace: Userspace{SOCKS: "auto", HTTP: "off"},
+		Yggdrasil: Yggdrasil{Enabled: Auto},
 		Portal:    Portal{Listen: DefaultPortal},
 		Route:     Route{Lambda: 1},
 		Log:       Log{Level: "info", Format: "text"},
@@ -192,6 +219,12 @@ func (c *Config) Add(a Added) {
 		if !known {
 			p.Source = FromCommand
 			c.Peers = append(c.Peers, p)
+		}
+	}
+	for _, u := range a.YggdrasilPeers {
+		if !slices.Contains(c.Yggdrasil.Peers, u) {
+			c.Yggdrasil.Peers = append(slices.Clip(c.Yggdrasil.Peers), u)
+			c.Yggdrasil.PeersAdded = append(slices.Clip(c.Yggdrasil.PeersAdded), u)
 		}
 	}
 	if !c.Closed() {

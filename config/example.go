@@ -56,7 +56,7 @@ func (e *exampler) table(prefix string, v reflect.Value) {
 		e.comment("\n", f.Tag.Get("doc"))
 		switch f.Type.Kind() {
 		case reflect.Slice: // a table that repeats
-			fmt.Fprintf(&e.buf, "#[[%s]]\n", name)
+			fmt.Fprintf(&e.buf, "#[[%s%s]]\n", prefix, name)
 			el := reflect.New(f.Type.Elem()).Elem()
 			for j := range el.NumField() {
 				if ef := el.Type().Field(j); tomlName(ef) != "-" {

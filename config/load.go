@@ -345,6 +345,7 @@ func (f *file) check(c *Config) {
 		}
 	}
 	f.short("expose", len(c.Exposes), maxList)
+	f.checkYggdrasil(&c.Yggdrasil)
 	f.checkFirewall(c.Firewall)
 	f.span("route.lambda", c.Route.Lambda, 0, 1000)
 	if p := c.Route.Position; len(p) != 0 && (len(p) != 2 || !(math.Abs(p[0]) <= 90) || !(math.Abs(p[1]) <= 180)) {
@@ -392,6 +393,9 @@ func CheckURI(s string, listen bool) error {
 			return fmt.Errorf("%q has no port", s)
 		}
 	default:
+		if CheckYggdrasilURI(s, listen) == nil {
+			return fmt.Errorf("%q: %q is not a kind of link; allowed: udp, tls, wss (links of Yggdrasil belong into [yggdrasil])", s, u.Scheme)
+		}
 		return fmt.Errorf("%q: %q is not a kind of link; allowed: udp, tls, wss", s, u.Scheme)
 	}
 	if u.Port() != "" && !isPort(u.Port()) && !(listen && u.Port() == "0") {

@@ -89,8 +89,9 @@ func (c *Config) Socket(state string) string {
 // Added is what commands have added: it lies in the state directory, so that
 // the owner's own file keeps its comments and its order.
 type Added struct {
-	CommunityKey Secret `toml:"community_key,omitempty"`
-	Peers        []Peer `toml:"peer"`
+	CommunityKey   Secret   `toml:"community_key,omitempty"`
+	Peers          []Peer   `toml:"peer"`
+	YggdrasilPeers []string `toml:"yggdrasil_peers,omitempty"`
 }
 
 // LoadAdded reads what commands have added to the node in dir.
@@ -113,7 +114,25 @@ func LoadAdded(dir string) (Added, error) {
 			return a, &Error{File: name, Key: fmt.Sprintf("peer[%d].uri", i+1), Problem: err.Error()}
 		}
 	}
+	for i, u := range a.YggdrasilPeers {
+		if err := CheckYggdrasilURI(u, false); err != nil {
+			return a, &Error{File: name, Key: fmt.Sprintf("yggdrasil_peers[%d]", i+1), Problem: err.Error()}
+		}
+	}
 	return a, nil
+}
+
+// PutYggdrasil adds a peer of the Yggdrasil plane, or replaces the one that differs in options only.
+func (a *Added) PutYggdrasil(uri string) {
+	a.RemoveYggdrasil(uri)
+	a.YggdrasilPeers = append(a.YggdrasilPeers, uri)
+}
+
+// RemoveYggdrasil takes out the peer with the URI, whatever its options, and reports whether it was there.
+func (a *Added) RemoveYggdrasil(uri string) bool {
+	n := len(a.YggdrasilPeers)
+	a.YggdrasilPeers = slices.DeleteFunc(a.YggdrasilPeers, func(u string) bool { return SameYggdrasilPeer(u, uri) })
+	return len(a.YggdrasilPeers) < n
 }
 
 // Put adds a peer, or replaces the one with its URI.

@@ -107,7 +107,8 @@ func (r *Router) originate() {
 		Key: r.cfg.Self, Seq: o.seq + 1, Lifetime: uint32(r.lim.Lifetime / time.Second),
 		Flags: r.local.Flags, Community: r.cfg.Community, Price: r.local.Price, Neighbours: r.adjacencies(),
 	}
-	for _, x := range []wire.Extension{{Type: wire.ExtName, Value: []byte(r.local.Name)}, {Type: wire.ExtPosition, Value: r.local.Position}, {Type: wire.ExtGateway, Value: r.local.Gateway}} {
+	for _, x := range []wire.Extension{{Type: wire.ExtName, Value: []byte(r.local.Name)}, {Type: wire.ExtPosition, Value: r.local.Position},
+		{Type: wire.ExtGateway, Value: r.local.Gateway}, {Type: wire.ExtYggdrasil, Value: r.local.Yggdrasil}} {
 		if len(x.Value) > 0 {
 			l.Extensions = append(l.Extensions, x)
 		}

@@ -39,7 +39,9 @@ type Local struct {
 	Price    uint32        // carriage price, µcredit per MiB
 	Position []byte        // wire.ExtPosition
 	Gateway  []byte        // wire.ExtGateway
-	Lambda   uint32        // µs of path metric per 1,000 µcredit/MiB of a transit node's price; must be one value in a whole network
+
+	Yggdrasil []byte // wire.ExtYggdrasil
+	Lambda    uint32 // µs of path metric per 1,000 µcredit/MiB of a transit node's price; must be one value in a whole network
 }
 
 // Limits bound memory and CPU; zero fields take the default.
@@ -204,13 +206,16 @@ func (r *Router) SetLocal(now time.Time, local Local) error {
 
 func checkLocal(l Local) error {
 	size := 9 + len(l.Name) + len(l.Position) + len(l.Gateway)
+	if len(l.Yggdrasil) > 0 {
+		size += 3 + len(l.Yggdrasil)
+	}
 	switch {
 	case len(l.Name) > 63:
 		return fmt.Errorf("node name has %d bytes, at most 63", len(l.Name))
 	case l.Flags&^(wire.FlagLeaf|wire.FlagMetered) != 0:
 		return fmt.Errorf("unknown node flags %#x", uint16(l.Flags))
 	case size > wire.MaxExtBytes:
-		return fmt.Errorf("name, position and gateway offer take %d bytes together, at most %d", size, wire.MaxExtBytes)
+		return fmt.Errorf("name, position and offers take %d bytes together, at most %d", size, wire.MaxExtBytes)
 	}
 	return nil
 }

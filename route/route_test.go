@@ -36,7 +36,7 @@ func TestLocalLimits(t *testing.T) {
 	w := newWorld(t, 3)
 	w.addNode(Local{})
 	r := w.nodes[0].r
-	for _, bad := range []Local{{Name: string(make([]byte, 64))}, {Flags: 0x8000}, {Gateway: make([]byte, 510)}, {Position: make([]byte, 300), Gateway: make([]byte, 300)}} {
+	for _, bad := range []Local{{Name: string(make([]byte, 64))}, {Flags: 0x8000}, {Gateway: make([]byte, 510)}, {Position: make([]byte, 300), Gateway: make([]byte, 300)}, {Gateway: make([]byte, 500), Yggdrasil: make([]byte, 2)}} {
 		if err := r.SetLocal(w.clock(0), bad); err == nil {
 			t.Errorf("SetLocal takes %d %d %d %x", len(bad.Name), len(bad.Position), len(bad.Gateway), bad.Flags)
 		}

@@ -265,8 +265,9 @@ func (s *stock) listen(t *testing.T, uri string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u.Host = l.Addr().String()
-	return u.String()
+	at := *u // the core keeps u
+	at.Host = l.Addr().String()
+	return at.String()
 }
 
 // packets yields what the stock node gets.
