@@ -30,6 +30,9 @@ type Status struct {
 	SOCKS  string   `json:"socks,omitempty"`  // address of the SOCKS5 proxy
 	HTTP   string   `json:"http,omitempty"`   // address of the HTTP proxy
 
+	// Yggdrasil is how the Yggdrasil plane does: absent (not in this program), off, alone (no link yet), up, or shared.
+	Yggdrasil string `json:"yggdrasil"`
+
 	Started  time.Time `json:"started"`            // when the node came up
 	UptimeS  int64     `json:"uptime_s"`           // seconds since then
 	Counters Counters  `json:"counters"`           // totals since the start
@@ -88,7 +91,7 @@ type Peer struct {
 	Address    netip.Addr      `json:"address,omitzero"`     // its mesh address
 	Name       string          `json:"name,omitempty"`       // its name, if it has one
 	State      string          `json:"state"`                // up, connecting or down
-	Source     string          `json:"source,omitempty"`     // config, command, multicast or inbound
+	Source     string          `json:"source,omitempty"`     // config, command, multicast, inbound, or yggdrasil for links of that plane
 	Endpoint   string          `json:"endpoint,omitempty"`   // where its datagrams come from
 	RTTUs      int64           `json:"rtt_us"`               // smoothed round trip
 	Loss       float64         `json:"loss"`                 // share of probes lost, 0 to 1

@@ -4,12 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"weft/api"
 	"weft/config"
 	"weft/ident"
+	"weft/node"
 )
 
 type initCmd struct {
@@ -109,12 +112,20 @@ func (c *idCmd) Run(e *env) error {
 	return nil
 }
 
-type versionCmd struct{}
+type versionCmd struct {
+	Verbose bool `short:"v" help:"Show what was built in, too."`
+}
 
 func (c *versionCmd) Run(e *env) error {
+	parts := node.Parts()
 	if e.json {
-		return e.printJSON(map[string]string{"version": api.Version()})
+		return e.printJSON(map[string]any{"version": api.Version(), "parts": parts})
 	}
 	e.say("weft %s", api.Version())
+	if c.Verbose {
+		for _, name := range slices.Sorted(maps.Keys(parts)) {
+			e.say("  %-10s %s", name, map[bool]string{true: "built in", false: "left out"}[parts[name]])
+		}
+	}
 	return nil
 }

@@ -81,7 +81,7 @@ func (c *peersHeardCmd) Run(e *env) error {
 }
 
 type peersAddCmd struct {
-	URI     string  `arg:"" help:"udp://HOST:PORT, tls://HOST:PORT or wss://HOST[/PATH]."`
+	URI     string  `arg:"" help:"udp://HOST:PORT, tls://HOST:PORT or wss://HOST[/PATH]; for the Yggdrasil network tcp://, quic://, ws://, unix://, socks://, ygg+tls:// or ygg+wss://."`
 	Key     string  `help:"Accept only the node with this key."`
 	Cost    float64 `help:"Multiplier on the link's cost, 0.01 to 1000."`
 	Metered bool    `help:"The link costs money or battery."`
@@ -89,8 +89,12 @@ type peersAddCmd struct {
 }
 
 func (c *peersAddCmd) Run(e *env) error {
-	if err := config.CheckURI(c.URI, false); err != nil {
+	if err := config.CheckAnyURI(c.URI); err != nil {
 		return usageError{err}
+	}
+	yggURI, isYgg := config.YggdrasilURI(c.URI)
+	if isYgg && (c.Key != "" || c.Cost != 0 || c.Metered) {
+		return usageError{errors.New("a peer in the Yggdrasil network takes its options in the URI: ?key=HEX, priority=, password=")}
 	}
 	if c.Cost != 0 && !(c.Cost >= 0.01 && c.Cost <= 1000) {
 		return usageError{fmt.Errorf("cost %v is not allowed; allowed: 0.01 to 1000", c.Cost)}
@@ -106,7 +110,11 @@ func (c *peersAddCmd) Run(e *env) error {
 	p, err := e.node().AddPeer(e.ctx, req)
 	if errors.Is(err, &api.Error{Code: api.CodeNotRunning}) && !c.Once {
 		err = e.change(func(a *config.Added) error {
-			a.Put(config.Peer{URI: c.URI, Key: req.Key, Cost: c.Cost, Metered: c.Metered})
+			if isYgg {
+				a.PutYggdrasil(yggURI)
+			} else {
+				a.Put(config.Peer{URI: c.URI, Key: req.Key, Cost: c.Cost, Metered: c.Metered})
+			}
 			return nil
 		})
 		if err == nil {
@@ -138,7 +146,8 @@ func (c *peersRmCmd) Run(e *env) error {
 	err := e.node().RemovePeer(e.ctx, c.Peer)
 	if errors.Is(err, &api.Error{Code: api.CodeNotRunning}) {
 		err = e.change(func(a *config.Added) error {
-			if !a.Remove(c.Peer) {
+			uri, _ := config.YggdrasilURI(c.Peer)
+			if !a.Remove(c.Peer) && !a.RemoveYggdrasil(uri) {
 				return api.Errorf(api.CodePeerUnknown, "no command added a peer %s", clean(c.Peer)).WithHint("peers in %s are removed there", e.paths.Config)
 			}
 			return nil

@@ -23,8 +23,12 @@ func (c *upCmd) Run(e *env) error {
 		return err
 	}
 	for _, p := range c.Peer {
-		if err := config.CheckURI(p, false); err != nil {
+		if err := config.CheckAnyURI(p); err != nil {
 			return usageError{err}
+		}
+		if uri, ok := config.YggdrasilURI(p); ok {
+			cfg.Yggdrasil.Peers = append(cfg.Yggdrasil.Peers, uri)
+			continue
 		}
 		cfg.Peers = append(cfg.Peers, config.Peer{URI: p, Source: config.FromCommand})
 	}

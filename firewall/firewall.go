@@ -211,8 +211,9 @@ func (f *Firewall) Peer(key ident.PublicKey, community bool) *Peer {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	// A node is met on two planes at once at times, and not both know it for a member.
+	p.community = community || p.users > 0 && p.community
 	p.users++
-	p.community = community
 	p.rules = nil // to be filtered anew for this peer
 	return p
 }

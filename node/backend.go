@@ -33,7 +33,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		Version: api.Version(), Key: n.self, ID: n.self.ID().String(), Address: n.self.Addr(), Subnet: n.self.Subnet(),
 		Name: n.cfg.Name, Role: string(n.cfg.Role), Metered: n.cfg.Metered, Community: n.communityName(),
 		Mode: n.mode, MTU: n.device.MTU(), Listen: n.listening(), Portal: n.portal, SOCKS: n.socks, HTTP: n.http,
-		Started: n.started, UptimeS: int64(time.Since(n.started) / time.Second),
+		Yggdrasil: n.yggState(), Started: n.started, UptimeS: int64(time.Since(n.started) / time.Second),
 	}
 	if n.mode == "tun" {
 		s.TUN = n.device.Name()
@@ -160,6 +160,7 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 		}
 		out = append(out, p)
 	}
+	out = append(out, n.yggPeers()...)
 	slices.SortStableFunc(out, func(a, b api.Peer) int {
 		return cmp.Or(cmp.Compare(b.State, a.State), cmp.Compare(a.URI, b.URI), cmp.Compare(a.ID, b.ID))
 	})
@@ -386,6 +387,14 @@ func (n *Node) Trace(ctx context.Context, target string) ([]api.TraceHop, error)
 
 // AddPeer implements api.Peering.
 func (n *Node) AddPeer(ctx context.Context, req api.PeerRequest) (api.Peer, error) {
+	if uri, ok := config.YggdrasilURI(req.URI); ok {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if err := n.addYggPeerLocked(uri, req.Save); err != nil {
+			return api.Peer{}, err
+		}
+		return api.Peer{URI: withoutOptions(uri), State: "connecting", Source: "yggdrasil", Multiplier: 1}, nil
+	}
 	if err := config.CheckURI(req.URI, false); err != nil {
 		return api.Peer{}, api.Errorf(api.CodeBadURI, "%v", err).WithHint("for example: weft peers add udp://192.0.2.7:7117")
 	}
@@ -426,6 +435,9 @@ func (n *Node) RemovePeer(ctx context.Context, peer string) error {
 		}
 	}
 	if uri == "" {
+		if known, err := n.removeYggPeerLocked(peer); known {
+			return err
+		}
 		for _, l := range n.links.Links() {
 			if k := l.Peer(); k.String() == peer || k.ID().String() == peer || k.Addr().String() == peer {
 				l.Close("removed by the owner")

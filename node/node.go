@@ -5,8 +5,9 @@
 // as it was. Many nodes run in one process. Methods are safe for concurrent use, those of api.Backend once Ready is closed.
 //
 //	host ⇄ tun ⇄ session ⇄ forward ⇄ link ⇄ neighbours
-//	              │firewall    ▲table   │control messages
-//	              └── names ── routing (route) ◄──┘
+//	     │        │firewall    ▲table   │control messages
+//	     │        └── names ── routing (route) ◄──┘
+//	     └⇄ ygg (what no LSA names) ⇄ Yggdrasil's network
 //
 // Lock order: routing.mu before link's locks; nothing is called back with routing.mu held but route itself.
 package node
@@ -69,6 +70,7 @@ type Node struct {
 	plane    *forward.Plane
 	sessions *session.Manager
 	links    *link.Manager
+	ygg      *yggPlane // nil: off
 	device   tun.Device
 	mode     string // "tun" or "userspace"
 	net      network
@@ -139,6 +141,10 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 	if err := n.compose(); err != nil {
 		return err
 	}
+	if n.ygg != nil {
+		defer n.ygg.plane.Close()
+		services = append(services, n.ygg.serve)
+	}
 	if n.opt.World == nil {
 		more, err := n.listen()
 		if err != nil {
@@ -201,10 +207,19 @@ func (n *Node) attach() error {
 // compose makes the parts that need the device.
 func (n *Node) compose() (err error) {
 	key := n.cfg.Community.Key.Reveal()
+	if err := n.openYgg(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil && n.ygg != nil {
+			n.ygg.plane.Close()
+		}
+	}()
 	n.sessions, err = session.New(session.Config{
 		Agent: n.agent, Device: n.device, Resolver: n.routing, PSK: key, Log: n.log.With("room", "session"),
 		// In a closed network every session is with a member: the handshake needs the community key.
-		Filter: func(k ident.PublicKey) session.Filter { return n.firewall.Peer(k, n.cfg.Closed()) },
+		Filter:    func(k ident.PublicKey) session.Filter { return n.firewall.Peer(k, n.cfg.Closed()) },
+		Elsewhere: n.elsewhere(),
 	})
 	if err != nil {
 		return err
