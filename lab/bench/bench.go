@@ -96,7 +96,6 @@ var figures = []struct {
 type bench struct {
 	opt    Options
 	report *Report
-	rigs   []*rig
 	steps  int
 	done   int
 }
