@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -12,7 +13,7 @@ import (
 
 // control is the goroutine of handshakes and timers.
 func (m *Manager) control(ctx context.Context) {
-	c := &controller{m: m, o: m.newOutbound(), attempts: map[uint32]*Session{}}
+	c := m.newController()
 	tick := time.NewTimer(time.Hour)
 	defer tick.Stop()
 	due := m.now() + int64(time.Hour)
@@ -28,6 +29,9 @@ func (m *Manager) control(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case s := <-m.kick:
+			if s.gone.Load() {
+				continue
+			}
 			if s.cur.Load() != nil {
 				c.o.flushPending(s)
 			}
@@ -61,6 +65,14 @@ type controller struct {
 	m        *Manager
 	o        *outbound
 	attempts map[uint32]*Session // by the index in the Init
+
+	loadedUntil int64                     // until then an Init must prove its source
+	turn        int64                     // when the turn in which served were served ends
+	served      map[ident.NodeID]struct{} // sources that have proved themselves and had their turn
+}
+
+func (m *Manager) newController() *controller {
+	return &controller{m: m, o: m.newOutbound(), attempts: map[uint32]*Session{}, served: map[ident.NodeID]struct{}{}}
 }
 
 // tick looks at every session and says when to look again.
@@ -73,6 +85,11 @@ func (c *controller) tick() time.Duration {
 		all = append(all, s)
 	}
 	m.mu.RUnlock()
+	for i, s := range c.attempts {
+		if s.gone.Load() {
+			delete(c.attempts, i)
+		}
+	}
 	m.awake.Store(false)
 	again := coarseTick
 	for _, s := range all {
@@ -89,6 +106,15 @@ func (c *controller) tick() time.Duration {
 // check does what a session's timers ask for and reports whether it wants to be looked at soon.
 func (c *controller) check(s *Session, now int64) bool {
 	m := c.m
+	s.mu.Lock()
+	waiting, old := len(s.pending) > 0, s.expireLocked(now)
+	s.mu.Unlock()
+	if old != nil {
+		m.disown(old...)
+	}
+	if s.gone.Load() {
+		return false
+	}
 	k := s.cur.Load()
 	soon := false
 	if a := &s.attempt; a.state != nil {
@@ -103,15 +129,6 @@ func (c *controller) check(s *Session, now int64) bool {
 		default:
 			soon = true
 		}
-	}
-	if k != nil && now-k.created > int64(rejectAfter) {
-		s.mu.Lock()
-		old := []*keypair{k, s.prev, s.next[0], s.next[1]}
-		s.cur.CompareAndSwap(k, nil)
-		s.prev, s.next = nil, [2]*keypair{}
-		s.mu.Unlock()
-		m.disown(old...)
-		k = nil
 	}
 	if t := s.owedAt.Load(); t != 0 && k != nil {
 		if now-t >= int64(keepAlive) {
@@ -138,11 +155,8 @@ func (c *controller) check(s *Session, now int64) bool {
 			soon = true
 		}
 	}
-	s.mu.Lock()
-	waiting := len(s.pending) > 0
-	s.mu.Unlock()
 	if waiting && s.attempt.state == nil {
-		if k != nil {
+		if s.sendKey(now) != nil {
 			c.o.flushPending(s)
 		} else {
 			c.initiate(s)
@@ -161,6 +175,9 @@ func (c *controller) check(s *Session, now int64) bool {
 func (c *controller) initiate(s *Session) {
 	m, a := c.m, &s.attempt
 	now := m.now()
+	if s.gone.Load() {
+		return
+	}
 	if a.state == nil {
 		if len(c.attempts) >= maxSessions {
 			return
@@ -186,9 +203,11 @@ func (c *controller) initiate(s *Session) {
 }
 
 func (c *controller) freshIndex() uint32 {
+	c.m.mu.RLock()
+	defer c.m.mu.RUnlock()
 	for {
 		i := rand.Uint32()
-		if i != 0 && c.attempts[i] == nil {
+		if i != 0 && c.attempts[i] == nil && c.m.byIndex[i] == nil {
 			return i
 		}
 	}
@@ -199,8 +218,7 @@ func (c *controller) abandon(s *Session) {
 	delete(c.attempts, s.attempt.local)
 	s.attempt = attempt{cookie: s.attempt.cookie, cookieAt: s.attempt.cookieAt}
 	s.mu.Lock()
-	c.m.c.pendingDropped.Add(uint64(len(s.pending)))
-	s.pending, s.pendingBytes = nil, 0
+	c.m.c.pendingDropped.Add(uint64(len(s.takePendingLocked())))
 	s.mu.Unlock()
 }
 
@@ -221,7 +239,12 @@ func (c *controller) handshake(e []byte) {
 	case typeCookie:
 		if s := c.attempts[binary.BigEndian.Uint32(e[4:])]; s != nil {
 			if c.m.hs.readCookie(e, s.peer, &s.attempt, c.m.now()) == nil {
-				c.initiate(s) // at once: the peer waits for it
+				// At once, since the peer waits for it, but once: whoever is on the way can make cookies too, from public keys, and
+				// must not drive us from one Init to the next.
+				if !s.attempt.hurried {
+					s.attempt.hurried = true
+					c.initiate(s)
+				}
 				return
 			}
 		}
@@ -231,7 +254,11 @@ func (c *controller) handshake(e []byte) {
 
 func (c *controller) takeInit(e []byte) {
 	m := c.m
+	now := m.now()
 	if len(m.work) > loadThreshold {
+		c.loadedUntil = now + int64(loadedFor)
+	}
+	if now < c.loadedUntil {
 		id := m.hs.hint(e)
 		if id == 0 {
 			m.c.queueDrops.Add(1)
@@ -244,6 +271,10 @@ func (c *controller) takeInit(e []byte) {
 			}
 			return
 		}
+		if !c.takesTurn(id, now) {
+			m.c.queueDrops.Add(1)
+			return
+		}
 	}
 	o, err := m.hs.readInit(e)
 	if err != nil {
@@ -254,14 +285,14 @@ func (c *controller) takeInit(e []byte) {
 		m.c.hsBad.Add(1)
 		return
 	}
-	s := m.session(o.peer, true)
+	s := m.sessionUpTo(o.peer, maxStrangers)
 	if s == nil {
 		m.c.queueDrops.Add(1)
 		return
 	}
 	// An Init is fresh when its time stamp is the greatest so far. Others may come from a peer whose clock was set back, or
 	// from somebody who replays; they get a place of their own, seldom, so that replays never push out a fresh one.
-	now, place := m.now(), 0
+	place := 0
 	if o.stamp > s.newest {
 		s.newest = o.stamp
 	} else {
@@ -271,48 +302,58 @@ func (c *controller) takeInit(e []byte) {
 		}
 		place, s.lastOld = 1, now
 	}
-	k, err := c.respond(s, o, now)
-	if err != nil {
+	if err := c.respond(s, o, place, now); err != nil {
 		m.c.hsBad.Add(1)
 		m.cfg.Log.Debug("handshake cannot be answered", "peer", o.peer, "err", err)
-		return
 	}
-	s.mu.Lock()
-	out := s.next[place]
-	s.next[place] = k
-	s.mu.Unlock()
-	m.disown(out)
 }
 
-// respond makes keys for an Init and answers it. The keys are findable before the answer leaves.
-func (c *controller) respond(s *Session, o *opened, now int64) (*keypair, error) {
-	slot := &keypair{}
-	c.m.own(slot)
-	b, err := c.m.hs.buildResp(o, slot.local)
-	if err == nil {
-		var k *keypair
-		if k, err = o.keypair(s, false, slot.local, now); err == nil {
-			c.m.mu.Lock()
-			c.m.byIndex[slot.local] = k
-			c.m.mu.Unlock()
-			c.send(s.id, b)
-			return k, nil
-		}
+// takesTurn reports whether a source that has proved itself is served under load: each once in a turn, and so many in all.
+// A cookie is good for two minutes; without this whoever has one could keep the worker busy alone.
+func (c *controller) takesTurn(id ident.NodeID, now int64) bool {
+	if now >= c.turn {
+		clear(c.served)
+		c.turn = now + int64(turn)
 	}
-	c.m.disown(slot)
-	return nil, err
+	if _, had := c.served[id]; had || len(c.served) >= turnMost {
+		return false
+	}
+	c.served[id] = struct{}{}
+	return true
 }
+
+// respond makes keys for an Init and answers it. The keys are in their place before the answer leaves: the first packet
+// under them may come at once, and is perhaps the only one.
+func (c *controller) respond(s *Session, o *opened, place int, now int64) error {
+	local := c.freshIndex()
+	b, err := c.m.hs.buildResp(o, local)
+	if err != nil {
+		return err
+	}
+	k, err := o.keypair(s, false, local, now)
+	if err != nil {
+		return err
+	}
+	if !c.m.own(k, func() (out *keypair) { out, s.next[place] = s.next[place], k; return out }) {
+		return errGone
+	}
+	c.send(s.id, b)
+	return nil
+}
+
+var errGone = errors.New("the session was given up meanwhile")
 
 func (c *controller) takeResp(e []byte) {
 	m := c.m
 	index := binary.BigEndian.Uint32(e[8:])
 	s := c.attempts[index]
-	if s == nil || s.attempt.local != index {
+	if s == nil || s.attempt.local != index || s.attempt.bad >= maxBadResps {
 		m.c.hsBad.Add(1)
 		return
 	}
 	o, err := m.hs.readResp(e, &s.attempt)
 	if err != nil {
+		s.attempt.bad++
 		m.c.hsBad.Add(1)
 		return
 	}
@@ -322,14 +363,13 @@ func (c *controller) takeResp(e []byte) {
 		m.c.hsBad.Add(1)
 		return
 	}
-	if !m.claim(k) { // the index was taken meanwhile: one in four thousand million
+	if !m.own(k, func() *keypair { return s.adoptLocked(k) }) {
 		c.abandon(s)
 		return
 	}
 	s.rtt = time.Duration(now - s.attempt.sent)
 	delete(c.attempts, index)
 	s.attempt = attempt{}
-	s.adopt(k)
 	s.askedAt.Store(0)
 	m.c.hsOK.Add(1)
 	m.cfg.Log.Debug("session open", "peer", s.peer, "cipher", k.cipher)
@@ -342,15 +382,4 @@ func (c *controller) takeResp(e []byte) {
 	} else {
 		c.o.idle(s, k) // the responder may not send before it hears from these keys
 	}
-}
-
-// claim makes k findable under the index that it already has.
-func (m *Manager) claim(k *keypair) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.byIndex[k.local] != nil {
-		return false
-	}
-	m.byIndex[k.local] = k
-	return true
 }

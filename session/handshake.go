@@ -165,6 +165,8 @@ type attempt struct {
 	sent    int64 // newest try
 	next    int64 // when to try again
 	tries   int
+	bad     int  // false Resps to the newest Init
+	hurried bool // a cookie has made us repeat it at once
 
 	cookie   [16]byte
 	cookieAt int64
@@ -197,7 +199,7 @@ func (h *handshaker) buildInit(peer ident.PublicKey, index uint32, a *attempt, n
 		binary.BigEndian.PutUint64(b[hintOffset:], uint64(self.ID())^hintMask(peer, b))
 	}
 	h.macs(b, peer, a, now)
-	a.state, a.local = st, index
+	a.state, a.local, a.bad = st, index, 0
 	return b, nil
 }
 

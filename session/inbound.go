@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"weft/forward"
+	"weft/ident"
 	"weft/tun"
 	"weft/wire"
 )
@@ -128,7 +129,7 @@ func (in *inbound) data(dgram, e []byte) {
 		}
 	case innerEchoReply:
 		if len(pt) == echoLen {
-			m.pong(binary.BigEndian.Uint64(pt[4:]), time.Duration(m.now()-int64(binary.BigEndian.Uint64(pt[12:]))))
+			m.pong(s.peer, binary.BigEndian.Uint64(pt[4:]))
 			return
 		}
 	}
@@ -147,13 +148,14 @@ func (in *inbound) deliver(s *Session, ip []byte, partial bool) {
 	in.wrote = true
 }
 
-func (m *Manager) pong(id uint64, rtt time.Duration) {
+// pong takes an echo reply. Only the node that was asked can answer, and what it says of the time counts for nothing.
+func (m *Manager) pong(from ident.PublicKey, id uint64) {
 	m.mu.RLock()
-	answer := m.pings[id]
+	p := m.pings[id]
 	m.mu.RUnlock()
-	if answer != nil && rtt >= 0 {
+	if p.answer != nil && p.peer == from {
 		select {
-		case answer <- rtt:
+		case p.answer <- time.Duration(m.now() - p.at):
 		default:
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"fmt"
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -78,26 +77,56 @@ func fastAES() bool {
 	return false
 }
 
-// own gives k an index and makes it findable.
-func (m *Manager) own(k *keypair) {
+// own makes k findable under the index that it has, and its session's by place, which is called with the session's lock
+// and returns the keys that k pushes out. Both happen at once: a session that was dropped meanwhile takes no keys, or
+// nobody would ever let go of them. False when it was, or when the index is taken.
+func (m *Manager) own(k *keypair, place func() (out *keypair)) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for k.local == 0 || m.byIndex[k.local] != nil {
-		k.local = rand.Uint32()
+	s := k.s
+	if s.gone.Load() || m.byIndex[k.local] != nil {
+		return false
 	}
+	s.mu.Lock()
+	out := place()
+	s.mu.Unlock()
 	m.byIndex[k.local] = k
+	m.disownLocked(out)
+	return true
 }
 
 // disown makes keys unusable for receiving.
 func (m *Manager) disown(ks ...*keypair) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.disownLocked(ks...)
+}
+
+func (m *Manager) disownLocked(ks ...*keypair) {
 	for _, k := range ks {
 		if k != nil {
 			k.dead.Store(true)
-			delete(m.byIndex, k.local)
+			if m.byIndex[k.local] == k {
+				delete(m.byIndex, k.local)
+			}
 		}
 	}
+}
+
+// expireLocked takes keys that are too old out of use and returns them, to be disowned.
+func (s *Session) expireLocked(now int64) (out []*keypair) {
+	old := func(k *keypair) bool { return k != nil && now-k.created > int64(rejectAfter) }
+	if k := s.cur.Load(); old(k) {
+		s.cur.Store(nil)
+		out = append(out, k)
+	}
+	for _, p := range []**keypair{&s.prev, &s.next[0], &s.next[1]} {
+		if old(*p) {
+			out = append(out, *p)
+			*p = nil
+		}
+	}
+	return out
 }
 
 // promote puts a key pair into use that the peer has confirmed by sending with it.
@@ -123,12 +152,10 @@ func (s *Session) promote(k *keypair) {
 	}
 }
 
-// adopt puts a key pair into use that this node's own handshake yielded.
-func (s *Session) adopt(k *keypair) {
-	s.mu.Lock()
+// adoptLocked puts a key pair into use that this node's own handshake yielded.
+func (s *Session) adoptLocked(k *keypair) (out *keypair) {
 	k.confirmed.Store(true)
-	out := s.prev
+	out = s.prev
 	s.prev = s.cur.Swap(k)
-	s.mu.Unlock()
-	s.m.disown(out)
+	return out
 }

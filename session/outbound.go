@@ -311,14 +311,21 @@ func (s *Session) sendKey(now int64) *keypair {
 
 // queue keeps a copy of a packet until the handshake is done; the oldest give way.
 func (s *Session) queue(p *tun.Packet) {
-	q := *p
-	q.Data = bytes.Clone(p.Data)
+	size := int64(len(p.Data))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.gone.Load() || s.m.pending.Load()+size > maxPendingAll {
+		s.m.c.pendingDropped.Add(1)
+		return
+	}
+	q := *p
+	q.Data = bytes.Clone(p.Data)
+	s.m.pending.Add(size)
 	s.pending = append(s.pending, q)
 	s.pendingBytes += len(q.Data)
 	for s.pendingBytes > maxPendingBytes || len(s.pending) > 256 {
 		s.pendingBytes -= len(s.pending[0].Data)
+		s.m.pending.Add(-int64(len(s.pending[0].Data)))
 		s.pending[0] = tun.Packet{}
 		s.pending = s.pending[1:]
 		s.m.c.pendingDropped.Add(1)
@@ -328,14 +335,17 @@ func (s *Session) queue(p *tun.Packet) {
 
 // flushPending sends what waited for the handshake, as if the host sent it now.
 func (o *outbound) flushPending(s *Session) {
-	s.mu.Lock()
-	waiting := s.pending
-	s.pending, s.pendingBytes = nil, 0
-	s.mu.Unlock()
 	o.now = o.m.now()
-	room, ok := o.m.cfg.Resolver.Room(s.id)
 	k := s.sendKey(o.now)
-	if !ok || k == nil {
+	if k == nil {
+		return // it goes on waiting, for the next keys
+	}
+	s.mu.Lock()
+	waiting := s.takePendingLocked()
+	s.mu.Unlock()
+	room, ok := o.m.cfg.Resolver.Room(s.id)
+	if !ok {
+		o.m.c.pendingDropped.Add(uint64(len(waiting)))
 		return
 	}
 	for i := range waiting {

@@ -55,9 +55,15 @@ const (
 // Bounds on what a hostile network can make a node keep.
 const (
 	maxSessions     = 4096
-	maxPendingBytes = 256 << 10 // per session, while a handshake runs
-	maxHandshakes   = 128       // handshake packets waiting for the worker
-	loadThreshold   = 32        // of which make the node ask for cookies
+	maxStrangers    = maxSessions / 4 * 3 // above so many only this node's own traffic opens one: a crowd cannot keep it from calling others
+	maxPendingBytes = 256 << 10           // per session, while a handshake runs
+	maxPendingAll   = 8 << 20             // of all sessions
+	maxHandshakes   = 128                 // handshake packets waiting for the worker
+	loadThreshold   = 32                  // of which make the node ask for cookies
+	loadedFor       = time.Second         // and so long after
+	turn            = 250 * time.Millisecond
+	turnMost        = 256 // Inits answered in a turn under load, one for each source
+	maxBadResps     = 8   // for one Init: each false one costs two Diffie–Hellmans
 )
 
 // Plane carries sealed packets towards a node; *forward.Plane is one.
@@ -120,14 +126,23 @@ type Manager struct {
 	mu       sync.RWMutex // guards what follows
 	byID     map[ident.NodeID]*Session
 	byIndex  map[uint32]*keypair
-	pings    map[uint64]chan time.Duration
+	pings    map[uint64]ping
 	pingNext uint64
+
+	pending atomic.Int64 // bytes that wait for handshakes in all sessions
 
 	c struct {
 		sealed, opened, bad, replayed, filtered     atomic.Uint64
 		hsSent, hsOK, hsBad, cookies, queueDrops    atomic.Uint64
 		unreachable, tooBig, pendingDropped, icmped atomic.Uint64
 	}
+}
+
+// ping is an echo request that waits for its peer's answer.
+type ping struct {
+	peer   ident.PublicKey
+	at     int64
+	answer chan time.Duration
 }
 
 // Session is the relation to one peer.
@@ -138,6 +153,7 @@ type Session struct {
 	addr   netip.Addr
 	subnet netip.Prefix
 	filter Filter
+	gone   atomic.Bool // dropped; set with Manager.mu held
 
 	cur atomic.Pointer[keypair] // what packets are sealed with
 
@@ -170,7 +186,7 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, self: cfg.Agent.Public(), addr: cfg.Agent.Public().Addr(), subnet: cfg.Agent.Public().Subnet(), start: time.Now(),
 		work: make(chan []byte, maxHandshakes), kick: make(chan *Session, 256), wake: make(chan struct{}, 1),
-		byID: map[ident.NodeID]*Session{}, byIndex: map[uint32]*keypair{}, pings: map[uint64]chan time.Duration{},
+		byID: map[ident.NodeID]*Session{}, byIndex: map[uint32]*keypair{}, pings: map[uint64]ping{},
 	}
 	if err := m.hs.init(cfg.Agent, cfg.PSK); err != nil {
 		return nil, err
@@ -217,6 +233,14 @@ func (m *Manager) readHost() error {
 
 // session returns the session with a peer, making it when create is set and there is room.
 func (m *Manager) session(peer ident.PublicKey, create bool) *Session {
+	if create {
+		return m.sessionUpTo(peer, maxSessions)
+	}
+	return m.sessionUpTo(peer, 0)
+}
+
+// sessionUpTo returns the session with a peer, making it when there are fewer than limit or another can go.
+func (m *Manager) sessionUpTo(peer ident.PublicKey, limit int) *Session {
 	id := peer.ID()
 	m.mu.RLock()
 	s := m.byID[id]
@@ -224,15 +248,18 @@ func (m *Manager) session(peer ident.PublicKey, create bool) *Session {
 	if s != nil && s.peer == peer {
 		return s
 	}
-	if s != nil || !create || peer == m.self { // another key with the same id: the first one keeps its place
+	if s != nil || limit == 0 || peer == m.self { // another key with the same id: the first one keeps its place
 		return nil
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s := m.byID[id]; s != nil {
+		if s.peer != peer {
+			return nil
+		}
 		return s
 	}
-	if len(m.byID) >= maxSessions && !m.evictLocked() {
+	if len(m.byID) >= limit && !m.evictLocked() {
 		return nil
 	}
 	s = &Session{m: m, peer: peer, id: id, addr: peer.Addr(), subnet: peer.Subnet(), made: m.now()}
@@ -258,18 +285,24 @@ func (m *Manager) evictLocked() bool {
 }
 
 func (m *Manager) dropLocked(s *Session) {
+	if s.gone.Swap(true) { // the timers and a full table may both want it to go, and another may have its id by now
+		return
+	}
 	delete(m.byID, s.id)
 	s.filter.Release()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, k := range []*keypair{s.cur.Swap(nil), s.prev, s.next[0], s.next[1]} {
-		if k != nil {
-			k.dead.Store(true)
-			delete(m.byIndex, k.local)
-		}
-	}
+	m.disownLocked(s.cur.Swap(nil), s.prev, s.next[0], s.next[1])
 	s.prev, s.next = nil, [2]*keypair{}
+	s.takePendingLocked()
+}
+
+// takePendingLocked returns what waits for a handshake, which waits no longer.
+func (s *Session) takePendingLocked() []tun.Packet {
+	waiting := s.pending
+	s.m.pending.Add(-int64(s.pendingBytes))
 	s.pending, s.pendingBytes = nil, 0
+	return waiting
 }
 
 // Info describes a session for people.
@@ -331,15 +364,10 @@ func (m *Manager) Ping(ctx context.Context, peer ident.PublicKey) (time.Duration
 	if peer == m.self {
 		return 0, nil
 	}
-	s := m.session(peer, true)
-	if s == nil {
-		return 0, errors.New("no room for another session")
-	}
 	answer := make(chan time.Duration, 1)
 	m.mu.Lock()
 	m.pingNext++
 	id := m.pingNext
-	m.pings[id] = answer
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()
@@ -348,9 +376,16 @@ func (m *Manager) Ping(ctx context.Context, peer ident.PublicKey) (time.Duration
 	}()
 	o := m.newOutbound()
 	for sent := false; !sent; {
+		s := m.session(peer, true) // each time: it may have been dropped
+		if s == nil {
+			return 0, errors.New("no room for another session")
+		}
 		if _, ok := m.cfg.Resolver.Room(s.id); ok {
 			if s.cur.Load() != nil {
 				o.now = m.now()
+				m.mu.Lock()
+				m.pings[id] = ping{peer, o.now, answer}
+				m.mu.Unlock()
 				o.echo(s, innerEchoRequest, id, uint64(m.now()))
 				sent = true
 				break
