@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -438,4 +439,105 @@ func BenchmarkRelay(b *testing.B) {
 		r.Receive(Endpoint{Port: 1}, buf, seg)
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/40, "ns/packet")
+}
+
+// What a neighbour slips in front of another's datagrams, from the same source address, spoils nothing of theirs: the
+// kernel hands over both in one buffer.
+func TestMixedBufferIsSortedByIndex(t *testing.T) {
+	a, b, c := newNode(1), newNode(2), newNode(3)
+	ab, _ := connect(t, a, b)
+	cb, _ := connect(t, c, b)
+	a.plane.SetTable(Table{b.key.ID(): {Primary: ab.n}})
+	c.plane.SetTable(Table{b.key.ID(): {Primary: cb.n}})
+	var caught [][]byte
+	keep := func(d []byte) []byte { caught = append(caught, d); return nil }
+	ab.p.tap, cb.p.tap = keep, keep
+	for range 3 {
+		for _, from := range []*node{c, a} {
+			buf, seg, _ := burst(1, 64, 64)
+			from.plane.Send(b.key.ID(), 0, buf, seg)
+		}
+	}
+	bad := bytes.Clone(caught[0])
+	bad[5] ^= 0xff // an index that nobody has
+	mixed := append(slices.Concat(caught...), bad...)
+	ab.p.to.Receive(Endpoint{Port: 1}, mixed, len(caught[0]))
+	if len(b.got) != 6 || b.plane.Counts().UnknownLink != 1 {
+		t.Errorf("%d of 6 delivered: %+v", len(b.got), b.plane.Counts())
+	}
+	ab.p.to.Receive(Endpoint{Port: 1}, mixed[:7], 3) // shorter than any header
+}
+
+// Keys that are in force already are not installed or expected anew: that would start counters and windows afresh, and let
+// everything pass again.
+func TestSameKeysTwiceReopenNothing(t *testing.T) {
+	a, b := newNode(1), newNode(2)
+	ab, ba := connect(t, a, b)
+	a.plane.SetTable(Table{b.key.ID(): {Primary: ab.n}})
+	send := func() { buf, seg, _ := burst(1, 64, 64); a.plane.Send(b.key.ID(), 0, buf, seg) }
+	x, y := wire.HopKey{K0: 5}, wire.HopKey{K0: 6}
+	ab.n.Install(1, ba.n.Index(), x, y)
+	ba.n.Expect(1, x)
+	send()
+	old := bytes.Clone(ab.p.last)
+	again := func(what string) {
+		t.Helper()
+		ab.p.to.Receive(ab.p.from, bytes.Clone(old), len(old))
+		if len(b.got) != 1 {
+			t.Fatalf("after %s an old datagram passed again", what)
+		}
+	}
+	ba.n.Expect(1, x)
+	again("expecting twice")
+	ba.n.Install(1, ab.n.Index(), y, x)
+	again("installing")
+	ba.n.Install(1, ab.n.Index(), y, x)
+	ba.n.Expect(1, x)
+	again("installing twice")
+	counter := ab.n.keys.Load().counter.Load()
+	ab.n.Install(1, ba.n.Index(), x, y)
+	if ab.n.keys.Load().counter.Load() != counter {
+		t.Error("a counter started again under the same key")
+	}
+}
+
+// All sixteen epochs in turn, and round again: what was sent under an epoch's number in the round before stays out.
+func TestEpochsWrap(t *testing.T) {
+	a, b := newNode(1), newNode(2)
+	ab, ba := connect(t, a, b)
+	a.plane.SetTable(Table{b.key.ID(): {Primary: ab.n}})
+	var old [][]byte
+	for e := 1; e < 40; e++ {
+		x, y := wire.HopKey{K0: uint64(e), K1: 1}, wire.HopKey{K0: uint64(e), K1: 2}
+		ba.n.Install(uint8(e), ab.n.Index(), y, x)
+		ab.n.Install(uint8(e), ba.n.Index(), x, y)
+		n := len(b.got)
+		buf, seg, _ := burst(1, 64, 64)
+		a.plane.Send(b.key.ID(), 0, buf, seg)
+		if len(b.got) != n+1 {
+			t.Fatalf("epoch %d: lost", e)
+		}
+		for _, d := range old {
+			ab.p.to.Receive(ab.p.from, bytes.Clone(d), len(d))
+		}
+		if len(b.got) != n+1 {
+			t.Fatalf("epoch %d: an old datagram passed", e)
+		}
+		old = append(old, bytes.Clone(ab.p.last))
+	}
+}
+
+// Counters at the end of their range: a neighbour that jumps there closes its own link and nothing else.
+func TestCountersAtTheirLimit(t *testing.T) {
+	const top = ^uint64(0)
+	for _, c := range []uint64{0, top, top - 1, top - WindowSize + 1} {
+		var w Window
+		if w.Accept(c) || w.Highest() != 0 {
+			t.Errorf("counter %#x passed", c)
+		}
+	}
+	var w Window
+	if last := top - WindowSize; !w.Accept(last) || w.Accept(last) || !w.Accept(last-WindowSize+1) || w.Accept(last-WindowSize) || w.Accept(last+1) {
+		t.Error("the window is wrong at the end of the range")
+	}
 }

@@ -89,10 +89,13 @@ func (n *Neighbour) SetUp(up bool) { n.up.Store(up) }
 func (n *Neighbour) Up() bool { return n.up.Load() }
 
 // Install puts keys in force. What the peer still sends under the previous epoch's key stays valid until the next Install.
-// A new epoch starts counters and windows afresh, so a key must never be installed twice.
+// A new epoch starts counters and windows afresh, so keys that are in force already are left as they are.
 func (n *Neighbour) Install(epoch uint8, peerIndex uint32, send, recv wire.HopKey) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if old := n.keys.Load(); old != nil && old.epoch == epoch&0x0f && (old.send == send || old.recv[0].key == recv) {
+		return
+	}
 	k := &linkKeys{epoch: epoch & 0x0f, peerIndex: peerIndex, send: send}
 	k.recv[0] = &recvKey{epoch: epoch & 0x0f, key: recv}
 	if old := n.keys.Load(); old != nil && old.epoch != k.epoch {
@@ -110,7 +113,7 @@ func (n *Neighbour) Install(epoch uint8, peerIndex uint32, send, recv wire.HopKe
 func (n *Neighbour) Expect(epoch uint8, recv wire.HopKey) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if k := n.keys.Load(); k != nil && k.epoch != epoch&0x0f {
+	if k := n.keys.Load(); k != nil && k.epoch != epoch&0x0f && (k.recv[1] == nil || k.recv[1].epoch != epoch&0x0f || k.recv[1].key != recv) {
 		k.recv[1] = &recvKey{epoch: epoch & 0x0f, key: recv}
 	}
 }
