@@ -161,12 +161,12 @@ func TestLiarClaimsNeighbours(t *testing.T) {
 	v := newVictim(t, Limits{})
 	far := testKey(60)
 	v.flood(1, makeLSA(v.honest, 2, append(v.near(v.self), wire.Adjacency{ID: far.ID(), Cost: 1000, MTU: 1400})),
-		makeLSA(far, 1, []wire.Adjacency{{ID: v.honest.ID(), Cost: 1000, MTU: 1300}}))
+		makeLSA(far, 1, []wire.Adjacency{{ID: v.honest.ID(), Cost: 1000, MTU: 1350}}))
 	lie := makeLSA(v.hostile, 2, []wire.Adjacency{{ID: v.self.ID(), Cost: 1, MTU: 1400}, {ID: far.ID(), Cost: 1, MTU: 1400}})
 	v.flood(2, lie)
 	v.pass(10 * time.Second)
 	h, ok := v.r.Table().Route(far.ID())
-	if !ok || h.Link != 1 || h.Cost != 1100 || h.MTU != 1300 {
+	if !ok || h.Link != 1 || h.Cost != 1100 || h.MTU != 1350 {
 		t.Errorf("route to the far node: %+v", h)
 	}
 	if h, _ := v.r.Table().Route(v.hostile.ID()); h.Cost != 100 {
@@ -540,3 +540,20 @@ func TestRealSignatures(t *testing.T) {
 }
 
 func mustAddr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// TestTinyMTU: a node on one of several best paths announces an MTU that no IPv6 packet fits. Traffic that never comes near
+// it must not suffer.
+func TestTinyMTU(t *testing.T) {
+	v := newVictim(t, Limits{})
+	far := testKey(60)
+	v.flood(1, makeLSA(v.honest, 2, v.near(v.self, far)), makeLSA(far, 1, v.near(v.honest, v.hostile)))
+	tiny := v.near(v.self, far)
+	for i := range tiny {
+		tiny[i].MTU = 0
+	}
+	v.flood(2, makeLSA(v.hostile, 2, tiny))
+	v.pass(10 * time.Second)
+	if h, ok := v.r.Table().Route(far.ID()); !ok || h.Cost != 200 || h.MTU != minMTU {
+		t.Errorf("route to the far node: %+v", h)
+	}
+}

@@ -40,10 +40,14 @@ func add(a, b uint64) uint64 {
 	return infinite
 }
 
+// minMTU carries any IPv6 packet (docs/spec/session.md section 5). Whoever announces less makes nobody else's packets
+// smaller: a node on another of several best paths could otherwise stop what never comes near it.
+const minMTU = 1312
+
 // join makes the edge from the two ends' words: the dearer cost and the smaller MTU count, so neither end can make the
 // link look better than the other says.
 func join(to int32, a, b wire.Adjacency, metered bool) edge {
-	x := edge{weight: uint64(max(a.Cost, b.Cost)), to: to, mtu: min(a.MTU, b.MTU)}
+	x := edge{weight: uint64(max(a.Cost, b.Cost)), to: to, mtu: max(min(a.MTU, b.MTU), minMTU)}
 	x.metered = metered || (a.Flags|b.Flags)&wire.AdjMetered != 0
 	if x.metered {
 		x.weight *= meteredFactor
