@@ -41,6 +41,7 @@ type Config struct {
 
 	Peers     []Peer    `toml:"peer" doc:"Nodes to connect to that multicast does not find: one [[peer]] for each."`
 	Multicast Multicast `toml:"multicast" doc:"Finding neighbours on the local network."`
+	Introduce Introduce `toml:"introduce" doc:"Direct links between nodes that share a neighbour, also through NATs. The neighbour tells each the other's address."`
 	Community Community `toml:"community" doc:"A closed network: only nodes with the same key link with each other."`
 	TUN       TUN       `toml:"tun" doc:"The network interface through which programs on this device reach the mesh."`
 	Userspace Userspace `toml:"userspace" doc:"Without root there is no network interface: programs use these proxies instead.\nThe proxies also run beside the interface when set here."`
@@ -82,7 +83,13 @@ type Multicast struct {
 	Enabled    bool     `toml:"enabled" doc:"Send and hear beacons."`
 	Interfaces []string `toml:"interfaces" doc:"Interfaces to use, * matches any letters." example:"[\"eth*\", \"wlan0\"]"`
 	Exclude    []string `toml:"exclude" doc:"Interfaces not to use, stronger than interfaces." example:"[\"docker*\"]"`
-	Cap        int      `toml:"cap" doc:"How many neighbours to keep on one local network, 1 to 64. The others are reached through them."`
+	Cap        int      `toml:"cap" doc:"With more nodes of its network than this on one local network, 1 to 64, a node links with some of them only.\nThe others are reached through those."`
+}
+
+// Introduce is how nodes behind NATs get direct links.
+type Introduce struct {
+	Direct bool `toml:"direct" doc:"Ask for a direct link with nodes that this node exchanges traffic with, and agree when such a node asks."`
+	Offer  bool `toml:"offer" doc:"Bring neighbours together that ask for it, so that their traffic need not go through here."`
 }
 
 // Community is a closed network.
@@ -179,6 +186,7 @@ func Default() *Config {
 		Role:      RoleRouter,
 		Listen:    []string{DefaultListen},
 		Multicast: Multicast{Enabled: true, Interfaces: []string{"*"}, Exclude: []string{"docker*", "virbr*", "weft*", "tun*", "wg*"}, Cap: 8},
+		Introduce: Introduce{Direct: true, Offer: true},
 		TUN:       TUN{Enabled: Auto, Name: "auto"},
 		Userspace: Userspace{SOCKS: "auto", HTTP: "off"},
 		Yggdrasil: Yggdrasil{Enabled: Auto},

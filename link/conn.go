@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/time/rate"
 
 	"weft/forward"
 	"weft/ident"
@@ -128,6 +129,7 @@ func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, di
 		up: make(chan struct{}), done: make(chan struct{}), id: m.nextID.Add(1),
 	}
 	l.lanID.Store(w.lan)
+	l.introLimit = rate.NewLimiter(rate.Every(introEvery), introBurst)
 	for i := range l.queues {
 		l.queues[i].wake = make(chan struct{}, 1)
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/quic-go/quic-go"
+	"golang.org/x/time/rate"
 
 	"weft/forward"
 	"weft/ident"
@@ -52,6 +53,9 @@ type Link struct {
 
 	iface atomic.Int64 // number of the interface that the path leaves by; 0 unknown or many
 	lanID atomic.Bool  // made by discovery, and not asked for by the operator
+	met   atomic.Bool  // came from an introduction, and not asked for by the operator
+
+	introLimit *rate.Limiter // of introductions that the neighbour asks for or makes
 
 	hmu       sync.Mutex // makes Handler calls serial; held while the handler runs
 	announced bool       // guarded by hmu: LinkUp was called
@@ -250,6 +254,13 @@ func (l *Link) readClasses() {
 					l.die(closeReason(err))
 					return
 				}
+				if class[0] == ClassIntroductions {
+					if err := l.m.intro.control(l, msg); err != nil {
+						l.die(err)
+						return
+					}
+					continue
+				}
 				l.hmu.Lock()
 				if !l.gone {
 					l.m.cfg.Handler.Control(l, class[0], msg)
@@ -277,6 +288,7 @@ func (l *Link) run() {
 	l.hmu.Unlock()
 	if announced {
 		l.log.Info("link up", "endpoint", l.Endpoint(), "rtt", l.RTT(), "cost", l.Cost(), "mtu", l.MTU())
+		l.m.intro.greet(l, true)
 		l.spawn(l.readClasses)
 		<-l.ctx.Done()
 	}
@@ -373,11 +385,16 @@ func (l *Link) tick(now time.Time) time.Time {
 		l.lastData, l.dataIn = now, data
 	}
 	changed := l.q.update(l.multiplier, l.metNow, now)
+	unneeded := l.unneededLocked(now)
 	rekey := l.dialer && !l.rekeying && (now.Sub(l.epochAt) > rekeyAfter || st.HighestCounter > rekeyPackets || st.SentPackets > rekeyPackets*uint64(l.epoch+1))
 	if rekey {
 		l.rekeying = true
 	}
 	l.mu.Unlock()
+	if unneeded {
+		l.die(errUnmet)
+		return next
+	}
 	switch v {
 	case sendProbe:
 		l.sendProbe(now)

@@ -53,8 +53,17 @@ type Config struct {
 	Listen       []string // URIs; without an udp:// one, an UDP port of the system's choice is opened
 	Peers        []Peer
 	Multicast    Multicast
-	LANCap       int      // with more nodes than this on a LAN, link to some of them only; zero: DefaultLANCap
-	Underlay     Underlay // nil: System()
+	LANCap       int // with more nodes than this on a LAN, link to some of them only; zero: DefaultLANCap
+
+	Introductions Introductions
+
+	Underlay Underlay // nil: System()
+}
+
+// Introductions say what a node does not do with nodes that share a neighbour with it.
+type Introductions struct {
+	Refuse bool // never be introduced to somebody who asks for it
+	Silent bool // never introduce neighbours to one another
 }
 
 // DefaultLANCap is how many nodes on one LAN still link to one another without choosing.
@@ -103,6 +112,7 @@ type Manager struct {
 	halfOpen  atomic.Int32
 	kick      chan struct{} // wakes the pulse
 	disc      *discovery
+	intro     *introductions
 
 	mu       sync.Mutex // guards what follows; taken before Link.mu, never while a Handler runs
 	serving  bool
@@ -171,6 +181,7 @@ func New(cfg Config) (*Manager, error) {
 		tls: tlsConfig(cert), start: time.Now(), under: cfg.Underlay,
 		byKey: map[ident.PublicKey]*Link{}, claims: map[ident.PublicKey]*claim{}, peers: map[string]*peerState{},
 	}
+	m.intro = newIntroductions(m)
 	for _, p := range cfg.Peers {
 		if err := m.AddPeer(p); err != nil {
 			return nil, err
@@ -357,14 +368,19 @@ func (m *Manager) dispatch(rx *forward.Receiver, via carrier, from forward.Endpo
 	}
 	start := 0
 	for at := 0; at < len(buf); at += seg {
-		if !wire.IsQUIC(buf[at]) {
+		control := wire.IsQUIC(buf[at])
+		if !control && !isKnock(buf[at]) {
 			continue
 		}
 		if start < at && rx != nil {
 			rx.Receive(from, buf[start:at], seg)
 		}
 		end := min(at+seg, len(buf))
-		m.mux.deliver(from, via, buf[at:end])
+		if control {
+			m.mux.deliver(from, via, buf[at:end])
+		} else {
+			m.intro.knocked(from, buf[at:end])
+		}
 		start = end
 	}
 	if start < len(buf) && rx != nil {
@@ -507,6 +523,7 @@ func (m *Manager) forget(l *Link) {
 	}
 	d := m.disc
 	m.mu.Unlock()
+	m.intro.linkDown(l)
 	if was && d != nil {
 		d.linkDown(l)
 	}
@@ -523,6 +540,10 @@ func (m *Manager) carrier(via uint16) carrier {
 func (m *Manager) socketFor(a netip.Addr) *boundSocket {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	return m.socketForLocked(a)
+}
+
+func (m *Manager) socketForLocked(a netip.Addr) *boundSocket {
 	for _, s := range m.sockets {
 		bound := s.at.Addr()
 		if !bound.IsValid() || bound == netip.IPv6Unspecified() || bound.Is4() == a.Is4() {
@@ -571,6 +592,7 @@ func (m *Manager) roamed(l *Link) {
 		}
 		l.mu.Unlock()
 		l.log.Info("neighbour moved", "endpoint", l.Endpoint())
+		m.intro.greet(l, false)
 		if narrower {
 			l.changed()
 		}

@@ -135,11 +135,13 @@ func (m *Manager) Peers() []PeerStatus {
 
 // configure gives a link what the operator said about this neighbour, whoever dialed.
 func (m *Manager) configure(l *Link) {
+	l.met.Store(!l.lanID.Load() && l.rank == rankRouted && m.intro.met(l.peer))
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, p := range m.peers {
 		if p.get().Key == l.peer {
 			l.lanID.Store(false)
+			l.met.Store(false)
 			l.multiplier = p.conf.Multiplier
 			l.metered = l.metered || p.conf.Metered
 			l.metNow = l.metered

@@ -233,6 +233,7 @@ func (n *Node) compose() (err error) {
 		Listen: n.listenURIs(), LANCap: n.cfg.Multicast.Cap,
 		Multicast: link.Multicast{Enabled: n.cfg.Multicast.Enabled, Interfaces: n.cfg.Multicast.Interfaces, Exclude: n.cfg.Multicast.Exclude},
 	}
+	lc.Introductions = link.Introductions{Refuse: !n.cfg.Introduce.Direct, Silent: !n.cfg.Introduce.Offer}
 	if w := n.opt.World; w != nil {
 		lc.Underlay = w.Underlay
 	}
@@ -336,16 +337,6 @@ func (n *Node) tick(ctx context.Context) error {
 			if i%5 == 0 {
 				n.wantDirect()
 			}
-		}
-	}
-}
-
-// wantDirect asks for direct links with the nodes on our LANs that traffic flows to: with many nodes on a LAN not all are
-// linked, but nobody should relay for two that can hear each other.
-func (n *Node) wantDirect() {
-	for _, s := range n.sessions.Sessions() {
-		if s.State == "open" && s.Idle < 10*time.Second {
-			n.links.WantDirect(s.Peer)
 		}
 	}
 }

@@ -62,6 +62,9 @@ type Segment struct {
 	q       Quality
 	ports   []*port
 	blocked map[[2]*Host]bool
+	router  *Router   // the way out
+	behind  []*Router // those that lead here
+	routers int
 }
 
 // Segment adds a segment.
@@ -210,14 +213,14 @@ func (p *port) describe() link.Interface {
 func (h *Host) Route(to forward.Endpoint) (link.Interface, bool, error) {
 	h.n.mu.Lock()
 	defer h.n.mu.Unlock()
-	p := h.route(to)
+	p, onLink := h.route(to)
 	if p == nil {
 		return link.Interface{}, false, fmt.Errorf("no way to %s", to.AddrPort().Addr())
 	}
-	return p.describe(), true, nil
+	return p.describe(), onLink, nil
 }
 
-func (h *Host) route(to forward.Endpoint) *port {
+func (h *Host) route(to forward.Endpoint) (_ *port, onLink bool) {
 	dest := netip.AddrFrom16(to.IP).Unmap()
 	for _, p := range h.ports {
 		if to.Scope != 0 && p.index != int(to.Scope) || !p.plugged {
@@ -225,11 +228,17 @@ func (h *Host) route(to forward.Endpoint) *port {
 		}
 		for _, a := range p.addrs {
 			if a.Contains(dest) && (!dest.IsLinkLocalUnicast() || to.Scope != 0) {
-				return p
+				return p, true
 			}
 		}
 	}
-	return nil
+	for _, p := range h.ports {
+		behind := slices.ContainsFunc(p.seg.behind, func(r *Router) bool { return r.in.holds(dest) })
+		if to.Scope == 0 && p.plugged && (p.seg.router != nil || behind) && !dest.IsLinkLocalUnicast() {
+			return p, false
+		}
+	}
+	return nil, false
 }
 
 // Watch implements link.Underlay.
@@ -311,7 +320,7 @@ func (s *socket) Send(to forward.Endpoint, buf []byte, seg int) error {
 		return nil
 	}
 	refused := false
-	out := s.host.route(to)
+	out, _ := s.host.route(to)
 	if out != nil {
 		for at := 0; at < len(buf); at += seg {
 			d := buf[at:min(at+seg, len(buf))]
@@ -354,6 +363,20 @@ func (p *port) carry(from *socket, to forward.Endpoint, d []byte) (refused bool)
 			}
 		}
 		return !q.host.stale[to.Port]
+	}
+	far := netip.AddrPortFrom(dest, to.Port)
+	for _, r := range p.seg.behind { // back to where a router's flow comes from
+		if at, ok := p.seg.leaves(p); ok && (r.addr == dest || r.in.holds(dest)) {
+			own := p.addrs[2].Addr()
+			if dest.Is6() {
+				own = p.addrs[1].Addr()
+			}
+			r.inward(netip.AddrPortFrom(own, from.outside), far, at, d)
+			return false
+		}
+	}
+	if p.seg.router != nil && to.Scope == 0 {
+		return p.seg.router.outward(p, from, far, d)
 	}
 	return false
 }
