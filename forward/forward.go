@@ -223,6 +223,9 @@ func (p *Plane) pick(dest ident.NodeID, from *Neighbour) (*Neighbour, *atomic.Ui
 	return nil, &p.c.noRoute
 }
 
+// leadsTo reports whether the table knows dest.
+func (p *Plane) leadsTo(dest ident.NodeID) bool { _, ok := (*p.table.Load())[dest]; return ok }
+
 // ErrNoRoute is returned by Send when no neighbour leads to the destination.
 var ErrNoRoute = errors.New("no route to that node")
 

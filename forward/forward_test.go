@@ -131,6 +131,7 @@ func TestFlowsAreCountedPerDestinationAndClass(t *testing.T) {
 	a, b, c := newNode(1), newNode(2), newNode(3)
 	ab, ba := connect(t, a, b)
 	a.plane.SetTable(Table{c.key.ID(): {Primary: ab.n}, b.key.ID(): {Primary: ab.n}})
+	b.plane.SetTable(Table{c.key.ID(): {}})
 	for _, class := range []wire.Class{wire.ClassBulk, wire.ClassGateway, wire.ClassBulk} {
 		for _, d := range []ident.NodeID{b.key.ID(), c.key.ID()} {
 			buf, seg, _ := burst(2, 100, 100)
@@ -156,6 +157,11 @@ func TestFlowsAreCountedPerDestinationAndClass(t *testing.T) {
 func TestFlowTableIsBounded(t *testing.T) {
 	a, b := newNode(1), newNode(2)
 	ab, ba := connect(t, a, b)
+	known := Table{}
+	for i := range 3 * maxFlows {
+		known[ident.NodeID(i+1000)] = NextHop{}
+	}
+	b.plane.SetTable(known)
 	for i := range 3 * maxFlows {
 		d := ident.NodeID(i + 1000)
 		a.plane.SetTable(Table{d: {Primary: ab.n}})
@@ -171,6 +177,33 @@ func TestFlowTableIsBounded(t *testing.T) {
 	}
 	if len(fl) > maxFlows+int(wire.NumClasses) || sum != 3*maxFlows {
 		t.Errorf("%d entries with %d packets", len(fl), sum)
+	}
+}
+
+// Destinations that a neighbour makes up share one entry, and leave the others their places.
+func TestInventedDestinationsAreNotKept(t *testing.T) {
+	a, b := newNode(1), newNode(2)
+	ab, ba := connect(t, a, b)
+	send := func(d ident.NodeID) {
+		a.plane.SetTable(Table{d: {Primary: ab.n}})
+		buf, seg, _ := burst(1, 64, 64)
+		a.plane.Send(d, 0, buf, seg)
+	}
+	const real = 7
+	send(real) // before the route is known
+	for i := range ident.NodeID(2 * maxFlows) {
+		send(1000 + i)
+	}
+	send(real)
+	b.plane.SetTable(Table{real: {}})
+	send(real)
+	send(b.key.ID())
+	got := map[ident.NodeID]uint64{}
+	for _, f := range ba.n.Flows() {
+		got[f.Dest] = f.Packets
+	}
+	if len(got) != 3 || got[0] != 2*maxFlows+2 || got[real] != 1 || got[b.key.ID()] != 1 {
+		t.Errorf("%d entries: %v others, %v, %v", len(got), got[0], got[real], got[b.key.ID()])
 	}
 }
 

@@ -64,7 +64,8 @@ type flowKey struct {
 	class wire.Class
 }
 
-// maxFlows bounds the destinations counted one by one per neighbour; the rest share the entry of NodeID zero.
+// maxFlows bounds the destinations counted one by one per neighbour; the rest share the entry of NodeID zero. So do those that
+// nobody has heard of: a neighbour that makes them up fills no memory, and no places of those that it pays for.
 const maxFlows = 4096
 
 // Stats describes the traffic on one link.
@@ -192,9 +193,10 @@ func (n *Neighbour) countLocked(h wire.Hop) {
 		if key.class >= wire.NumClasses {
 			key.class = wire.ClassBulk
 		}
-		f = n.flows[key]
+		f, n.lastFlow = n.flows[key], nil
+		known := f != nil || key.dest == n.plane.self || n.plane.leadsTo(key.dest)
 		if f == nil {
-			if len(n.flows) >= maxFlows {
+			if !known || len(n.flows) >= maxFlows {
 				key.dest = 0
 				f = n.flows[key]
 			}
@@ -203,7 +205,9 @@ func (n *Neighbour) countLocked(h wire.Hop) {
 				n.flows[key] = f
 			}
 		}
-		n.lastKey, n.lastFlow = flowKey{h.Dest(), h.Class()}, f
+		if known {
+			n.lastKey, n.lastFlow = flowKey{h.Dest(), h.Class()}, f
+		}
 	}
 	f.Packets++
 	f.Bytes += uint64(len(h) - wire.HopLen)
