@@ -3,6 +3,8 @@ package session
 import (
 	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -376,3 +378,55 @@ type sink struct {
 func (s *sink) NewWriter() tun.Writer  { return s }
 func (s *sink) Write(p []byte, _ bool) { s.n++ }
 func (s *sink) Flush() error           { return nil }
+
+// Sessions dropped at any moment on either side, while packets and handshakes are under way: everything heals, and no key is
+// left that no session knows.
+func TestDropsUnderTraffic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		a, b := w.add([32]byte{}), w.add([32]byte{})
+		rng := rand.New(rand.NewPCG(1, 2))
+		var wg sync.WaitGroup
+		for _, p := range [][2]*peer{{a, b}, {b, a}} {
+			wg.Go(func() {
+				for i := range 3000 {
+					p[0].send(p[1], []byte{byte(i)})
+					p[0].take(time.Millisecond)
+				}
+			})
+		}
+		for range 300 {
+			time.Sleep(time.Duration(rng.IntN(int(20 * time.Millisecond))))
+			p := []*peer{a, b}
+			rng.Shuffle(2, func(i, j int) { p[i], p[j] = p[j], p[i] })
+			p[0].m.drop(p[1].agent.Public())
+			p[0].m.Sessions()
+		}
+		wg.Wait()
+		time.Sleep(5 * time.Second)
+		for _, p := range []*peer{a, b} {
+			for p.take(time.Millisecond) != nil {
+			}
+		}
+		b.expect(t, a.send(b, []byte("healed")), 3*time.Second)
+		a.expect(t, b.send(a, []byte("both ways")), 3*time.Second)
+		synctest.Wait()
+		for _, p := range []*peer{a, b} {
+			known := map[*keypair]bool{}
+			for _, s := range p.m.byID {
+				for _, k := range []*keypair{s.cur.Load(), s.prev, s.next[0], s.next[1]} {
+					known[k] = true
+				}
+			}
+			for i, k := range p.m.byIndex {
+				if !known[k] || k.local != i || k.dead.Load() {
+					t.Errorf("key %x belongs to nobody", i)
+				}
+			}
+			if p.m.pending.Load() != 0 {
+				t.Errorf("%d bytes wait for nothing", p.m.pending.Load())
+			}
+		}
+	})
+}

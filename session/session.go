@@ -96,7 +96,7 @@ type Config struct {
 	// none. It may change p.Data, keeps none of it and waits for no network. mtu is not zero when the packet is too big: then
 	// it is the largest that fits. ok is false when nothing leads there. It is called on the goroutine that reads the device.
 	Elsewhere func(p *tun.Packet) (mtu int, ok bool)
-	Log      *slog.Logger
+	Log       *slog.Logger
 }
 
 // Counts are totals since the start.
