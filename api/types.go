@@ -114,7 +114,8 @@ type Heard struct {
 	Address   netip.Addr      `json:"address"`             // its mesh address
 	Endpoint  string          `json:"endpoint"`            // where it can be dialled
 	Interface string          `json:"interface,omitempty"` // where it was heard
-	Community string          `json:"community,omitempty"` // the closed network it belongs to
+	Community string          `json:"community,omitempty"` // the closed network it belongs to, where that is this node's
+	Member    bool            `json:"member"`              // it belongs to this node's network, as it says
 	Linked    bool            `json:"linked"`              // it is a neighbour
 	LastS     int64           `json:"last_s"`              // seconds since it was last heard
 }

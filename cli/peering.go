@@ -74,10 +74,18 @@ func (c *peersHeardCmd) Run(e *env) error {
 	}
 	t := columns("ID", "ADDRESS", "ENDPOINT", "INTERFACE", "NEIGHBOUR", ">LAST HEARD")
 	for _, h := range heard {
-		t.row(h.ID, h.Address, h.Endpoint, h.Interface, yes(h.Linked), span(h.LastS))
+		t.row(h.ID, h.Address, h.Endpoint, h.Interface, neighbour(h), span(h.LastS))
 	}
 	t.print(e.out)
 	return nil
+}
+
+// neighbour says whether a node heard is one, and why not where that is its network.
+func neighbour(h api.Heard) string {
+	if !h.Linked && !h.Member {
+		return "no: another network"
+	}
+	return yes(h.Linked)
 }
 
 type peersAddCmd struct {
@@ -260,7 +268,7 @@ func (e *env) joinOffline(link string) (api.Joined, error) {
 	if err != nil {
 		return api.Joined{}, err
 	}
-	j := api.Joined{Inviter: v.Inviter, Name: v.Name, Peers: v.Peers}
+	j := api.Joined{Inviter: v.Inviter, Name: v.Name, Peers: append([]string{}, v.Peers...)}
 	if v.CommunityKey != ([32]byte{}) {
 		j.Community = fmt.Sprintf("%x", ident.SharedKey(v.CommunityKey))
 		if cfg.Closed() && cfg.Community.Key.Reveal() != v.CommunityKey {

@@ -81,6 +81,14 @@ func who(name, id string) string {
 	return id
 }
 
+// count prints so many things.
+func count(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 // micros prints microseconds as milliseconds.
 func micros[T int64 | uint32](us T) string {
 	if us == 0 {

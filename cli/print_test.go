@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"weft/api"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -30,6 +32,8 @@ func TestUnits(t *testing.T) {
 		span(-1): "never", span(59): "59 s", span(60): "1 min", span(3660): "1 h 1 min", span(86400 * 3): "3 days",
 		micros(int64(0)): "", micros(uint32(1500)): "1.50 ms",
 		since(time.Time{}): "", since(time.Now().Add(time.Hour)): "0 s", // a clock that was set back
+		count(0, "node"): "0 nodes", count(1, "node"): "1 node", count(2, "node"): "2 nodes",
+		neighbour(api.Heard{Linked: true, Member: true}): "yes", neighbour(api.Heard{Member: true}): "no", neighbour(api.Heard{}): "no: another network",
 		who("", "id"): "id", who("\x07", "id"): "id", who("roof", "id"): "roof",
 	} {
 		if got != want {

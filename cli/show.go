@@ -43,7 +43,7 @@ func (c *statusCmd) Run(e *env) error {
 	line("Portal", "%s", cmp.Or(s.Portal, "off"))
 	line("Up", "%s, weft %s", span(s.UptimeS), s.Version)
 	n := s.Counters
-	line("Mesh", "%d neighbours, %d nodes, %d routes", n.Links, n.Nodes, n.Routes)
+	line("Mesh", "%s, %s, %s", count(n.Links, "neighbour"), count(n.Nodes, "node"), count(n.Routes, "route"))
 	line("Yggdrasil", "%s", map[string]string{"absent": "not in this program", "off": "off", "alone": "no link yet", "up": "linked", "shared": "linked, and shared with the mesh"}[s.Yggdrasil])
 	line("Traffic", "%s in, %s out, %s carried for others", size(n.RxBytes), size(n.TxBytes), size(n.ForwardedBytes))
 	if len(n.Dropped) > 0 {

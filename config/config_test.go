@@ -27,7 +27,7 @@ func TestErrors(t *testing.T) {
 		{"role = 3", "f:1: role: must be a string in quotes"},
 		{"metered = \"yes\"", "f:1: metered: must be true or false"},
 		{"[tun]\nmtu = \"big\"", "f:2: tun.mtu: must be a whole number"},
-		{"[tun]\n\nmtu = 100", "f:3: tun.mtu: 100 is not allowed; allowed: 1280 to 65535"},
+		{"[tun]\n\nmtu = 100", "f:3: tun.mtu: 100 is not allowed; allowed: 1280 to 65535, or 0 to let weft choose"},
 		{"[tun]\nenabled = true", "f:2: tun.enabled: must be a string in quotes"},
 		{"[tun]\nname = \"a/b\"", "f:2: tun.name: \"a/b\" is not a name for an interface"},
 		{"tun = 1", "f:1: tun: must be a table: [tun]"},

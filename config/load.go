@@ -68,6 +68,9 @@ func Load(name string, mustExist bool) (*Config, error) {
 		return Default(), nil
 	}
 	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("there is no config file %s; make one with: weft init", name)
+		}
 		return nil, fmt.Errorf("read config: %w", err)
 	}
 	return Parse(name, b)
@@ -315,8 +318,8 @@ func (f *file) check(c *Config) {
 	if n := c.TUN.Name; n == "" || len(n) > 15 || strings.ContainsAny(n, "/ \t%:") || n == "." || n == ".." {
 		f.report("tun.name", "%q is not a name for an interface; allowed: auto, or up to 15 letters and digits", n)
 	}
-	if c.TUN.MTU != 0 {
-		f.span("tun.mtu", float64(c.TUN.MTU), 1280, 65535)
+	if m := c.TUN.MTU; m != 0 && (m < 1280 || m > 65535) {
+		f.report("tun.mtu", "%d is not allowed; allowed: 1280 to 65535, or 0 to let weft choose", m)
 	}
 	f.local("userspace.socks", c.Userspace.SOCKS, "auto", "off")
 	f.local("userspace.http", c.Userspace.HTTP, "off")

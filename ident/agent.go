@@ -86,7 +86,7 @@ func Load(dir string) (a *Agent, created bool, err error) {
 // Save writes the key into dir, which it makes if need be. It refuses to replace a key that is already there.
 func (a *Agent) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make state directory: %w", err)
+		return fmt.Errorf("make state directory: %w (use one that you may write to: weft --state DIR)", err)
 	}
 	path := filepath.Join(dir, KeyFile)
 	text := "# Weft private key. Whoever has this file is this node. Keep it secret, back it up.\n" + hex.EncodeToString(a.priv.Seed()) + "\n"

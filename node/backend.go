@@ -178,7 +178,7 @@ func (n *Node) describe(p *api.Peer, s link.PeerStatus) {
 func (n *Node) Heard(context.Context) ([]api.Heard, error) {
 	out := []api.Heard{}
 	for _, h := range n.links.Heard() {
-		x := api.Heard{Key: h.Key, ID: h.Key.ID().String(), Address: h.Key.Addr(), Endpoint: h.Endpoint, Interface: h.Interface, Linked: h.Linked,
+		x := api.Heard{Key: h.Key, ID: h.Key.ID().String(), Address: h.Key.Addr(), Endpoint: h.Endpoint, Interface: h.Interface, Member: h.Member, Linked: h.Linked,
 			LastS: int64(time.Since(h.Last) / time.Second)}
 		if h.Member {
 			x.Community = n.communityName()
@@ -490,7 +490,7 @@ func (n *Node) Invite(_ context.Context, req api.InviteRequest) (api.Invite, err
 		out.Community = n.communityName()
 	}
 	var err error
-	out.Peers = v.Peers
+	out.Peers = append([]string{}, v.Peers...)
 	out.Link, err = v.Link(func(msg []byte) ident.Signature { return n.agent.Sign(ident.DomainInvite, msg) })
 	return out, err
 }
