@@ -48,21 +48,21 @@ const maxNodes = 200
 
 func refuse(m *manifest.Manifest, plan *manifest.World) error {
 	if len(plan.Nodes) > maxNodes {
-		return fmt.Errorf("%d nodes are too many for namespaces (at most %d): run it with --sim", len(plan.Nodes), maxNodes)
+		return fmt.Errorf("%d nodes are too many for namespaces (at most %d): run it with: weft lab sim", len(plan.Nodes), maxNodes)
 	}
 	for _, n := range plan.Nodes {
 		if n.Liar != "" {
-			return fmt.Errorf("node %s is a liar: only the simulator has those, run it with --sim", n.Name)
+			return fmt.Errorf("node %s is a liar: only the simulator has those, run it with: weft lab sim", n.Name)
 		}
 	}
 	for _, l := range plan.Links {
 		if l.Cost != 0 || l.Metered {
-			return fmt.Errorf("link %s–%s: found neighbours cannot be given a cost or be metered here, run it with --sim or set them with a [[peer]] in the node's config", l.A, l.B)
+			return fmt.Errorf("link %s–%s: found neighbours cannot be given a cost or be metered here; run it with weft lab sim, or set them with a [[peer]] in the node's config", l.A, l.B)
 		}
 	}
 	for _, e := range plan.Events {
 		if e.Do == manifest.Cost {
-			return errors.New("event cost: only the simulator can change a cost, run it with --sim")
+			return errors.New("event cost: only the simulator can change a cost, run it with: weft lab sim")
 		}
 		if e.Do == manifest.LinkDown || e.Do == manifest.LinkUp {
 			if plan.Links[plan.Between(e.Link)[0]].LAN != "" {
@@ -72,7 +72,7 @@ func refuse(m *manifest.Manifest, plan *manifest.World) error {
 	}
 	for i, e := range m.Expect {
 		if e.Stretch != 0 {
-			return fmt.Errorf("expectation %d: the best path is only known to the simulator, run stretch with --sim", i+1)
+			return fmt.Errorf("expectation %d: the best path is only known to the simulator, run it with: weft lab sim", i+1)
 		}
 	}
 	return nil
