@@ -156,7 +156,6 @@ func infoOf(l *link.Link) route.LinkInfo {
 
 // LinkUp implements link.Handler.
 func (r *routing) LinkUp(l *link.Link) {
-	r.n.log.Info("link up", "peer", l.Peer(), "endpoint", l.Endpoint(), "cost", l.Cost())
 	r.do(func(now time.Time) {
 		r.links[l.ID()] = l
 		r.linkGen++
@@ -172,7 +171,6 @@ func (r *routing) LinkChanged(l *link.Link) {
 
 // LinkDown implements link.Handler.
 func (r *routing) LinkDown(l *link.Link, reason error) {
-	r.n.log.Info("link down", "peer", l.Peer(), "why", reason)
 	r.do(func(now time.Time) {
 		delete(r.links, l.ID())
 		r.linkGen++
