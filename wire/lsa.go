@@ -68,7 +68,7 @@ type ExtType uint8
 const (
 	ExtName     ExtType = 1 // UTF-8, 1 to 63 bytes
 	ExtPosition ExtType = 2 // blurred: latitude and longitude, int32 each, 1e-7 degree
-	ExtGateway  ExtType = 3 // gateway offer, docs/spec/gateway.md
+	ExtGateway  ExtType = 3 // gateway offer, opaque so far
 
 	ExtYggdrasil ExtType = 4 // the way into Yggdrasil's network is shared: TCP port in the mesh, docs/spec/ygg.md
 )
