@@ -1,0 +1,253 @@
+//go:build linux && !router
+
+package netns
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/api"
+)
+
+// Worlds with an internet in the middle: a segment with documentation addresses, and home routers that hide what is behind them.
+
+// internet is a world whose nodes stand on one public segment or behind routers on it.
+type internet struct {
+	*World
+	t   *testing.T
+	ctx context.Context
+}
+
+const (
+	public4 = "192.0.2."
+	public6 = "2001:db8::"
+)
+
+// newInternet makes a world. homes are nodes behind a router of their own, NAME behind router NAME-r; outside are nodes on the
+// public segment.
+func newInternet(t *testing.T, outside, homes []string) *internet {
+	t.Helper()
+	if err := Usable(); err != nil {
+		t.Skipf("SKIPPED, the real program was NOT tested: %v", err)
+	}
+	needs(t, "nft")
+	bin, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := New(Options{Binary: bin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
+	t.Cleanup(cancel)
+	t.Cleanup(func() {
+		if t.Failed() {
+			var logs strings.Builder
+			w.WriteLogs(&logs, 40)
+			t.Log("\n" + logs.String())
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	n := &internet{World: w, t: t, ctx: ctx}
+	ends := append([]string(nil), outside...)
+	for _, o := range outside {
+		n.add(o)
+	}
+	for i, h := range homes {
+		n.add(h)
+		n.add(h + "-r")
+		n.home(h, h+"-r", i+1)
+		ends = append(ends, h+"-r")
+	}
+	if _, err := w.AddLink("internet", ends, Shape{}, 1); err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range outside {
+		n.addr(o, "eth0", fmt.Sprintf("%s%d/24", public4, i+1), fmt.Sprintf("%s%x/64", public6, i+1))
+	}
+	for i, h := range homes {
+		n.addr(h+"-r", "eth1", fmt.Sprintf("%s%d/24", public4, i+101), fmt.Sprintf("%s%x/64", public6, i+0x101))
+		n.sh(h+"-r", "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv6/conf/all/forwarding")
+		n.nft(h+"-r", nat)
+	}
+	for i, h := range homes {
+		for _, o := range append(outside, ends[len(outside):]...) { // everybody knows the way to the house's IPv6 network
+			if o != h+"-r" {
+				dev := "eth0"
+				if strings.HasSuffix(o, "-r") {
+					dev = "eth1"
+				}
+				n.sh(o, fmt.Sprintf("ip -6 route add 2001:db8:%x::/64 via %s%x dev %s", i+1, public6, i+0x101, dev))
+			}
+		}
+	}
+	return n
+}
+
+// nat is a home router as they are sold: IPv4 goes through a NAT that keeps one port for each inner one, nothing comes in
+// that was not asked for, in either family, and the router itself is silent.
+const nat = `
+table ip nat {
+	chain post {
+		type nat hook postrouting priority srcnat
+		oifname "eth1" masquerade
+	}
+}
+table inet filter {
+	chain input {
+		type filter hook input priority filter
+		iifname "eth1" meta l4proto udp ct state new drop
+	}
+	chain forward {
+		type filter hook forward priority filter; policy drop
+		ct state established,related accept
+		iifname "eth0" accept
+	}
+}
+`
+
+func (n *internet) add(name string) {
+	n.t.Helper()
+	if _, err := n.AddNode(name); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *internet) addr(node, ifname string, addrs ...string) {
+	n.t.Helper()
+	for _, a := range addrs {
+		if err := n.AddAddr(node, ifname, netip.MustParsePrefix(a)); err != nil {
+			n.t.Fatalf("%s %s: %v", node, a, err)
+		}
+	}
+}
+
+func (n *internet) sh(node, script string) {
+	n.t.Helper()
+	if _, err := n.Exec(n.ctx, node, "sh", "-ec", script); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func (n *internet) nft(node, rules string) {
+	n.t.Helper()
+	file := filepath.Join(n.Dir, node, "rules.nft")
+	if err := os.WriteFile(file, []byte(rules), 0o644); err != nil {
+		n.t.Fatal(err)
+	}
+	n.sh(node, "nft -f "+file)
+}
+
+// home connects a node to its router; the network of house i is 10.0.i.0/24 and 2001:db8:i::/64.
+func (n *internet) home(node, router string, i int) {
+	n.t.Helper()
+	l, err := n.AddLink(node+"–"+router, []string{node, router}, Shape{}, 1)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.addr(router, "eth0", fmt.Sprintf("10.0.%d.1/24", i), fmt.Sprintf("2001:db8:%x::1/64", i))
+	n.addr(node, l.end(node).Interface, fmt.Sprintf("10.0.%d.2/24", i), fmt.Sprintf("2001:db8:%x::2/64", i))
+	n.sh(node, fmt.Sprintf("ip route replace default via 10.0.%d.1; ip -6 route replace default via 2001:db8:%x::1", i, i))
+}
+
+// run starts weft on a node with peers and more configuration.
+func (n *internet) run(node, conf string, peers ...string) {
+	n.t.Helper()
+	text := fmt.Sprintf("version = 1\nname = %q\n%s\n[tun]\nname = %q\n", node, conf, Interface)
+	for _, p := range peers {
+		text += fmt.Sprintf("[[peer]]\nuri = %q\n", p)
+	}
+	if err := n.Configure(node, text); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.Start(node); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// endpoint returns where a node has another one as a neighbour; empty when it has not.
+func (n *internet) endpoint(node, other string) string {
+	var peers []api.Peer
+	if err := n.Weft(n.ctx, node, &peers, "peers"); err != nil {
+		return ""
+	}
+	for _, p := range peers {
+		if p.Name == other && p.State == "up" {
+			return p.Endpoint
+		}
+	}
+	return ""
+}
+
+// await waits until a node has another one as a neighbour at an endpoint that starts with a prefix.
+func (n *internet) await(node, other, prefix string, limit time.Duration) time.Duration {
+	n.t.Helper()
+	begun, at := time.Now(), ""
+	for time.Since(begun) < limit && n.ctx.Err() == nil {
+		if at = n.endpoint(node, other); at != "" && strings.HasPrefix(at, prefix) {
+			return time.Since(begun)
+		}
+		wait(n.ctx, 100*time.Millisecond)
+	}
+	n.t.Fatalf("%s has %s at %q, not at %s… within %v", node, other, at, prefix, limit)
+	return 0
+}
+
+// Two nodes behind routers of their own that both know a third get a link without it, while they talk.
+func TestTwoBehindNATs(t *testing.T) {
+	for _, family := range []string{"ip4", "ip6"} {
+		t.Run(family, func(t *testing.T) {
+			n := newInternet(t, []string{"third"}, []string{"anna", "ben"})
+			third, ben := "udp://192.0.2.1:7117", "udp://192.0.2.102:"
+			if family == "ip6" {
+				third, ben = "udp://[2001:db8::1]:7117", "udp://[2001:db8:2::2]:"
+				for _, r := range []string{"anna-r", "ben-r"} {
+					n.nft(r, "table ip off {\n chain forward {\n type filter hook forward priority -1; policy drop\n }\n}\n")
+				}
+			} else {
+				for _, r := range []string{"anna-r", "ben-r"} {
+					n.nft(r, "table ip6 off {\n chain forward {\n type filter hook forward priority -1; policy drop\n }\n}\n")
+				}
+			}
+			n.run("third", "")
+			n.run("anna", "", third)
+			n.run("ben", "", third)
+			reach(t, n.ctx, n.World, "anna", "ben", 10*time.Second)
+			if at := n.endpoint("anna", "ben"); at != "" {
+				t.Fatalf("they are linked before anybody introduced them: %s", at)
+			}
+			p, err := n.StartPing("anna", address(t, n.ctx, n.World, "ben"), 50*time.Millisecond, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-p.First()
+			t.Log("direct after", n.await("anna", "ben", ben, 15*time.Second))
+			n.await("ben", "anna", "udp://", 2*time.Second)
+			wait(n.ctx, 2*time.Second)
+			var hops []api.TraceHop
+			if err := n.Weft(n.ctx, "anna", &hops, "trace", address(t, n.ctx, n.World, "ben").String()); err != nil {
+				t.Fatal(err)
+			}
+			if len(hops) != 2 {
+				t.Errorf("the way to ben has %d hops: %+v", len(hops)-1, hops)
+			}
+			if r := p.Stop(); r.Gap > time.Second {
+				t.Errorf("the change cut them off for %v", r.Gap)
+			}
+			if err := n.Kill("third"); err != nil {
+				t.Fatal(err)
+			}
+			wait(n.ctx, 3*time.Second)
+			reach(t, n.ctx, n.World, "anna", "ben", time.Second)
+		})
+	}
+}
