@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -68,9 +69,15 @@ func TestDroppingTwiceSparesTheNextSession(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	old := m.session(b.Public(), true)
+	session := func() *Session {
+		s := m.session(b.Public(), true)
+		k := &keypair{s: s, local: 1}
+		m.own(k, func() *keypair { return s.adoptLocked(k) })
+		return s
+	}
+	old := session()
 	m.drop(b.Public())
-	next := m.session(b.Public(), true)
+	next := session()
 	m.mu.Lock()
 	m.dropLocked(old) // the timers had it on their list
 	m.mu.Unlock()
@@ -113,6 +120,35 @@ func TestKeysAreInPlaceBeforeTheAnswer(t *testing.T) {
 	if !answered {
 		t.Fatal("no answer")
 	}
+}
+
+// An Init proves a key but not that its writer knows the key of a closed network: to the firewall, which takes who has a
+// session there for a member, he is nobody.
+func TestStrangersGetNoFilter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		a, b, stranger := w.add([32]byte{1}), w.add([32]byte{1}), w.add([32]byte{})
+		var mu sync.Mutex
+		asked := map[ident.PublicKey]int{}
+		b.m.cfg.Filter = func(k ident.PublicKey) Filter {
+			mu.Lock()
+			defer mu.Unlock()
+			asked[k]++
+			return allow{}
+		}
+		stranger.send(b, []byte("let me in"))
+		time.Sleep(3 * time.Second)
+		b.expect(t, a.send(b, []byte("a member")), time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if b.m.session(stranger.agent.Public(), false) == nil {
+			t.Fatal("the stranger's Init did not arrive")
+		}
+		if asked[stranger.agent.Public()] != 0 || asked[a.agent.Public()] != 1 {
+			t.Errorf("filters: %v", asked)
+		}
+	})
 }
 
 // Everybody on the way can forge cookies, and Resps that cost two Diffie–Hellmans each: neither may keep a node busy.
@@ -429,4 +465,33 @@ func TestDropsUnderTraffic(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A foreign source stays here, also right behind an own one to the same destination.
+func TestForeignSourceInABatch(t *testing.T) {
+	ag, _ := ident.Generate()
+	bg, _ := ident.Generate()
+	w := &world{nodes: map[ident.NodeID]*peer{bg.Public().ID(): {agent: bg}}, room: 1420}
+	dev := &sink{}
+	m, err := New(Config{Agent: ag, Device: dev, Resolver: w, Filter: func(ident.PublicKey) Filter { return allow{} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Bind(planeFunc(func([]byte, int) {}))
+	s := m.session(bg.Public(), true)
+	aead, _ := suiteAES.aead([32]byte{1})
+	k := &keypair{s: s, local: 7, created: m.now(), recv: aead, send: aead}
+	m.own(k, func() *keypair { return s.adoptLocked(k) })
+	o := m.newOutbound()
+	o.now = m.now()
+	behind := bg.Public().Subnet().Addr()
+	for i, src := range []netip.Addr{ag.Public().Addr(), ident.PublicKey{3}.Addr(), ag.Public().Subnet().Addr()} {
+		o.packet(&tun.Packet{Data: udp(src, behind, nil), Partial: true})
+		if want := []uint64{1, 1, 2}[i]; k.counter.Load() != want {
+			t.Errorf("from %v: %d packets sealed, want %d", src, k.counter.Load(), want)
+		}
+	}
+	if dev.n != 1 {
+		t.Errorf("the host was told %d times", dev.n)
+	}
 }

@@ -85,11 +85,12 @@ func (in *inbound) data(dgram, e []byte) {
 		m.c.replayed.Add(1)
 		return
 	}
-	m.c.opened.Add(1)
 	s := k.s
-	if !k.confirmed.Load() {
-		s.promote(k)
+	if !k.confirmed.Load() && !s.promote(k) {
+		m.c.bad.Add(1) // its Init has been followed by another meanwhile
+		return
 	}
+	m.c.opened.Add(1)
 	s.askedAt.Store(0)
 	s.lastRecv.Store(in.now)
 	if len(pt) == 0 {

@@ -129,14 +129,14 @@ func (s *Session) expireLocked(now int64) (out []*keypair) {
 	return out
 }
 
-// promote puts a key pair into use that the peer has confirmed by sending with it.
-func (s *Session) promote(k *keypair) {
+// promote puts a key pair into use that the peer has confirmed by sending with it, and reports whether it is in use.
+func (s *Session) promote(k *keypair) bool {
 	s.mu.Lock()
 	if k.confirmed.Load() || s.next[0] != k && s.next[1] != k {
 		s.mu.Unlock()
-		return
+		return k.confirmed.Load()
 	}
-	k.confirmed.Store(true)
+	s.confirmLocked(k)
 	for i, n := range s.next {
 		if n == k {
 			s.next[i] = nil
@@ -150,11 +150,21 @@ func (s *Session) promote(k *keypair) {
 	if waiting {
 		s.m.wantHandshake(s) // the worker sends what waits
 	}
+	return true
+}
+
+// confirmLocked notes that the peer has the keys: it knows its private key and the PSK. Before that, whoever has written an
+// Init is nobody to the firewall.
+func (s *Session) confirmLocked(k *keypair) {
+	if s.filter == nil {
+		s.filter = s.m.cfg.Filter(s.peer)
+	}
+	k.confirmed.Store(true)
 }
 
 // adoptLocked puts a key pair into use that this node's own handshake yielded.
 func (s *Session) adoptLocked(k *keypair) (out *keypair) {
-	k.confirmed.Store(true)
+	s.confirmLocked(k)
 	out = s.prev
 	s.prev = s.cur.Swap(k)
 	return out

@@ -27,7 +27,8 @@ type outbound struct {
 	class  wire.Class
 	nonce  [12]byte
 
-	// the last destination, so that a run of packets is resolved once per batch
+	// the last addresses, so that a run of packets is resolved once per batch
+	lastSrc  [16]byte
 	lastDst  [16]byte
 	lastSess *Session
 	lastRoom int
@@ -48,7 +49,6 @@ func (o *outbound) packet(p *tun.Packet) {
 	if s == nil {
 		return
 	}
-	s.filter.Out(ip)
 	k := s.sendKey(o.now)
 	if k == nil {
 		s.queue(p)
@@ -61,8 +61,8 @@ func (o *outbound) packet(p *tun.Packet) {
 // resolve finds the session and the room for end-to-end packets on the way. A packet for which there is none it takes care of.
 func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 	ip := p.Data
-	dst := [16]byte(ip[24:40])
-	if dst == o.lastDst && o.lastAt == o.now && o.lastSess != nil {
+	src, dst := [16]byte(ip[8:24]), [16]byte(ip[24:40])
+	if dst == o.lastDst && src == o.lastSrc && o.lastAt == o.now && o.lastSess != nil {
 		return o.lastSess, o.lastRoom
 	}
 	m := o.m
@@ -70,7 +70,7 @@ func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 	if !m.inMesh(d) {
 		return nil, 0
 	}
-	if src := netip.AddrFrom16([16]byte(ip[8:24])); src != m.addr && !m.subnet.Contains(src) {
+	if s := netip.AddrFrom16(src); s != m.addr && !m.subnet.Contains(s) {
 		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
 		return nil, 0
 	}
@@ -95,7 +95,7 @@ func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 		s.renew.Store(true)
 		m.wantHandshake(s)
 	}
-	o.lastDst, o.lastSess, o.lastRoom, o.lastAt = dst, s, room, o.now
+	o.lastSrc, o.lastDst, o.lastSess, o.lastRoom, o.lastAt = src, dst, s, room, o.now
 	return s, room
 }
 
@@ -139,6 +139,7 @@ func (o *outbound) flushHost() {
 // seal puts one packet or super-packet into bursts.
 func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
 	ip := p.Data
+	s.filter.Out(ip)
 	elided := [16]byte(ip[8:24]) == o.m.addr.As16() && [16]byte(ip[24:40]) == s.addr.As16()
 	most := room - overhead // the largest IP packet that fits
 	if elided {

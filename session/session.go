@@ -90,8 +90,9 @@ type Config struct {
 	Agent    *ident.Agent
 	Device   tun.Device
 	Resolver Resolver
-	Filter   func(peer ident.PublicKey) Filter
-	PSK      [32]byte // the community key of a closed network, else zero
+	// Filter is asked for the filter of a peer that has proved its key and, in a closed network, that it knows the PSK.
+	Filter func(peer ident.PublicKey) Filter
+	PSK    [32]byte // the community key of a closed network, else zero
 	// Elsewhere is another network behind the same addresses, asked for what the Resolver knows no way to; nil when there is
 	// none. It may change p.Data, keeps none of it and waits for no network. mtu is not zero when the packet is too big: then
 	// it is the largest that fits. ok is false when nothing leads there. It is called on the goroutine that reads the device.
@@ -152,7 +153,7 @@ type Session struct {
 	id     ident.NodeID
 	addr   netip.Addr
 	subnet netip.Prefix
-	filter Filter
+	filter Filter      // made when the peer's first keys are confirmed, before they are in use
 	gone   atomic.Bool // dropped; set with Manager.mu held
 
 	cur atomic.Pointer[keypair] // what packets are sealed with
@@ -263,7 +264,6 @@ func (m *Manager) sessionUpTo(peer ident.PublicKey, limit int) *Session {
 		return nil
 	}
 	s = &Session{m: m, peer: peer, id: id, addr: peer.Addr(), subnet: peer.Subnet(), made: m.now()}
-	s.filter = m.cfg.Filter(peer)
 	m.byID[id] = s
 	return s
 }
@@ -289,9 +289,11 @@ func (m *Manager) dropLocked(s *Session) {
 		return
 	}
 	delete(m.byID, s.id)
-	s.filter.Release()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.filter != nil {
+		s.filter.Release()
+	}
 	m.disownLocked(s.cur.Swap(nil), s.prev, s.next[0], s.next[1])
 	s.prev, s.next = nil, [2]*keypair{}
 	s.takePendingLocked()

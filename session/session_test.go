@@ -703,8 +703,8 @@ func TestOpenAndSealAllocateNothing(t *testing.T) {
 	aead, _ := suiteAES.aead([32]byte{1})
 	ka := &keypair{s: sa, send: aead, recv: aead, remote: 5, created: a.now()}
 	kb := &keypair{s: sb, send: aead, recv: aead, local: 5, created: b.now()}
-	ka.confirmed.Store(true)
-	kb.confirmed.Store(true)
+	sa.confirmLocked(ka)
+	sb.confirmLocked(kb)
 	sa.cur.Store(ka)
 	b.byIndex[5] = kb
 	in := b.newInbound()
@@ -761,7 +761,7 @@ func FuzzDeliver(f *testing.F) {
 	s := m.session(ident.PublicKey{1}, true)
 	aead, _ := suiteChaCha.aead([32]byte{3})
 	k := &keypair{s: s, send: aead, recv: aead, local: 1, created: m.now()}
-	k.confirmed.Store(true)
+	k.s.confirmLocked(k)
 	m.byIndex[1] = k
 	f.Add([]byte{4, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1}, false)
 	f.Add(append([]byte{innerMesh}, make([]byte, 60)...), true)
@@ -849,8 +849,8 @@ func BenchmarkSuperPacket(b *testing.B) {
 			aead, _ := s.aead([32]byte{1})
 			kf := &keypair{s: sf, send: aead, recv: aead, remote: 5, created: from.now()}
 			kt := &keypair{s: st, send: aead, recv: aead, local: 5, created: to.now()}
-			kf.confirmed.Store(true)
-			kt.confirmed.Store(true)
+			sf.confirmLocked(kf)
+			st.confirmLocked(kt)
 			sf.cur.Store(kf)
 			to.byIndex[5] = kt
 			in := to.newInbound()
