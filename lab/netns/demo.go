@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -162,6 +163,8 @@ func (d *demo) show(ctx context.Context) error {
 				names = append(names, cmpName(p))
 			}
 		}
+		slices.Sort(names)
+		names = slices.Compact(names) // two nodes can have several links: one for each plane
 		fmt.Fprintf(tw, "  %s\t%s\t%s\n", n.Name, d.addr[n.Name], strings.Join(names, ", "))
 	}
 	if err := tw.Flush(); err != nil {
