@@ -65,7 +65,7 @@ type Session struct {
 	Address netip.Addr      `json:"address"`           // its mesh address
 	Name    string          `json:"name,omitempty"`    // its name, if it has one
 	State   string          `json:"state"`             // handshake, up or rekey
-	Cipher  string          `json:"cipher,omitempty"`  // aes-256-gcm or chacha20-poly1305
+	Cipher  string          `json:"cipher,omitempty"`  // AES-256-GCM or ChaCha20-Poly1305
 	AgeS    int64           `json:"age_s"`             // since the current keys were made
 	LastRxS int64           `json:"last_rx_s"`         // since something was last received; -1 for never
 	RxBytes uint64          `json:"rx_bytes"`          // opened

@@ -16,7 +16,7 @@ import (
 
 // Why our own code and not wireguard/tun: that package cuts super-packets and computes every checksum in userspace, both
 // ways. Here the kernel's virtio-net header is passed on instead: segments travel with partial checksums under the
-// session's AEAD, and whole runs go back to the kernel as one super-packet. docs/adr/0003.
+// session's AEAD, and whole runs go back to the kernel as one super-packet. docs/adr/0002.
 
 // vnetLen is the length of struct virtio_net_hdr (linux/virtio_net.h).
 const vnetLen = 10
@@ -79,7 +79,7 @@ func Open(c Config) (Device, error) {
 	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		unix.Close(fd)
-		return nil, fmt.Errorf("make TUN %q: %w", c.Name, err)
+		return nil, fmt.Errorf("make a network interface: %w", err)
 	}
 	d := &device{name: ifr.Name(), mtu: c.MTU, arena: make([]byte, arenaLen)}
 	const tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
