@@ -635,10 +635,10 @@ func (m *Manager) refreshInterfaces() error {
 	return nil
 }
 
-// interfacesChanged takes links on interfaces that went down, down at once.
+// interfacesChanged takes links on interfaces that went down, down at once, unless they have another way.
 func (m *Manager) interfacesChanged(down []int) {
 	for _, l := range m.Links() {
-		if i := int(l.iface.Load()); i != 0 && slices.Contains(down, i) {
+		if i := int(l.iface.Load()); i != 0 && slices.Contains(down, i) && !l.roam(down) {
 			l.die(errCarrier)
 		}
 	}
@@ -663,11 +663,19 @@ func (m *Manager) interfacesChanged(down []int) {
 	m.mu.Unlock()
 	for _, l := range m.Links() {
 		i := int(l.iface.Load())
-		if was, now := before[i], after[i]; was.Running && !now.Running {
-			l.die(errCarrier)
-		} else if i != 0 && !sameAddrs(was.Addrs, now.Addrs) {
-			l.readdress(was, now)
+		switch was, now := before[i], after[i]; {
+		case was.Running && !now.Running:
+			if !l.roam([]int{i}) {
+				l.die(errCarrier)
+			}
+		case i != 0 && !sameAddrs(was.Addrs, now.Addrs):
+			l.readdress(now)
+		case l.rank == rankRouted:
+			l.rerouted()
 		}
+	}
+	if gained {
+		m.intro.movedAway()
 	}
 	if d != nil {
 		d.interfacesChanged()
@@ -678,7 +686,7 @@ func sameAddrs(a, b []netip.Prefix) bool { return slices.Equal(a, b) }
 
 // readdress looks whether a link still has a way after its interface's addresses changed. A link-local path needs only
 // the interface; another one needs a route.
-func (l *Link) readdress(was, now Interface) {
+func (l *Link) readdress(now Interface) {
 	ep := l.path.to.Load().ep
 	if ep.Scope != 0 {
 		if !slices.ContainsFunc(now.Addrs, func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() && p.Addr().Is6() }) {
@@ -686,15 +694,41 @@ func (l *Link) readdress(was, now Interface) {
 		}
 		return
 	}
-	via, _, err := l.m.under.Route(ep)
-	if err != nil {
+	if l.rank == rankStream {
+		l.Suspect()
+	} else if !l.roam(nil) {
 		l.die(errCarrier)
-		return
 	}
-	if via.Index != now.Index {
-		l.iface.Store(int64(via.Index)) // another way out: the probes will tell whether it works
+}
+
+// roam keeps a link over a routed path whose way out has changed: the neighbour learns the new one from the next probe, which
+// goes out at once, and no handshake is needed. It reports whether there is a way that does not use the interfaces gone.
+func (l *Link) roam(gone []int) bool {
+	if l.rank != rankRouted {
+		return false
 	}
-	l.Suspect()
+	via, _, err := l.m.under.Route(l.path.to.Load().ep)
+	if err != nil || slices.Contains(gone, via.Index) {
+		return false
+	}
+	l.iface.Store(int64(via.Index))
+	l.log.Info("this node moved", "interface", via.Name, "endpoint", l.Endpoint())
+	if l.met.Load() {
+		l.Suspect() // a NAT before the neighbour does not know this node's new place: find out soon
+	}
+	l.mu.Lock()
+	l.live.nextIdle = time.Now()
+	l.mu.Unlock()
+	l.m.kickPulse()
+	return true
+}
+
+// rerouted looks whether the system sends the link's datagrams another way now.
+func (l *Link) rerouted() {
+	i := l.iface.Load()
+	if via, _, err := l.m.under.Route(l.path.to.Load().ep); err == nil && int64(via.Index) != i {
+		l.roam(nil)
+	}
 }
 
 func (m *Manager) interfaceName(index int) string {

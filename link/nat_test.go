@@ -168,3 +168,74 @@ func TestIntroductionRefused(t *testing.T) {
 		}
 	})
 }
+
+// A node that changes networks keeps its link: no handshake, and nobody else hears of it.
+func TestRoamingToAnotherNetwork(t *testing.T) {
+	for _, busy := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			n := linktest.New(3)
+			wifi, mobile, out := n.Segment(lan), n.Segment(lan), n.Segment(linktest.Quality{Delay: 10 * time.Millisecond})
+			n.Router(wifi, out, linktest.NAT{})
+			n.Router(mobile, out, linktest.NAT{})
+			ht, ha := n.Host(out), n.Host(wifi, mobile)
+			third := start(t, ht, nil, onPort(1000))
+			defer third.end()
+			a := start(t, ha, nil, onPort(1000, peerURI(ht.Addr4(out), 1000)))
+			defer a.end()
+			within(t, 2*time.Second, "link", linked(a, third))
+			for range 3 {
+				for _, away := range []*linktest.Segment{wifi, mobile} {
+					time.Sleep(time.Minute)
+					got := a.got.Load()
+					ha.Plug(away, false)
+					sent := 0
+					took := within(t, 3*time.Second, "the link on the other network", func() bool {
+						if busy {
+							sent++
+							_ = third.send(a)
+							_ = a.send(third)
+						} else if time.Sleep(500 * time.Millisecond); true {
+							_ = third.send(a)
+						}
+						time.Sleep(20 * time.Millisecond)
+						return a.got.Load() > got
+					})
+					if busy && took > 200*time.Millisecond {
+						t.Errorf("the gap was %v", took)
+					}
+					time.Sleep(5 * time.Second)
+					ha.Plug(away, true)
+				}
+			}
+			if a.count("down")+third.count("down") != 0 {
+				t.Errorf("the link went down: %v, %v", a.last("down").reason, third.last("down").reason)
+			}
+		})
+	}
+}
+
+// A router that forgets its mappings, or a provider that gives it another address, costs no link that is in use.
+func TestRouterReboots(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newApart(t, linktest.NAT{No6: true}, linktest.NAT{No6: true}, false)
+		defer w.end()
+		for range 5 {
+			time.Sleep(10 * time.Second)
+			w.ra.Reboot()
+			got := w.a.got.Load()
+			within(t, 100*time.Millisecond, "datagrams come to the new mapping", func() bool {
+				if err := w.a.send(w.t); err != nil {
+					t.Fatal(err)
+				}
+				if err := w.t.send(w.a); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Millisecond)
+				return w.a.got.Load() > got
+			})
+		}
+		if w.a.count("down")+w.t.count("down") != 0 {
+			t.Errorf("the link went down: %v", w.t.last("down").reason)
+		}
+	})
+}

@@ -43,7 +43,7 @@ func (system) Watch(ctx context.Context, changed func(down []int)) error {
 	if err != nil {
 		return fmt.Errorf("watch interfaces: %w", err)
 	}
-	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR)
+	groups := uint32(unix.RTMGRP_LINK | unix.RTMGRP_IPV4_IFADDR | unix.RTMGRP_IPV6_IFADDR | unix.RTMGRP_IPV4_ROUTE | unix.RTMGRP_IPV6_ROUTE)
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("watch interfaces: %w", err)
@@ -84,6 +84,8 @@ func parseLinkMessages(b []byte) (down []int, any bool) {
 		switch m.Header.Type {
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 			any = true
+		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // only the way to everywhere: a router may have a million others
+			any = any || len(m.Data) >= unix.SizeofRtMsg && (*unix.RtMsg)(unsafe.Pointer(&m.Data[0])).Dst_len == 0
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			any = true
 			if len(m.Data) < unix.SizeofIfInfomsg {

@@ -183,8 +183,13 @@ func TestParseLinkMessages(t *testing.T) {
 	if down, any := parseLinkMessages(b); !any || !slices.Equal(down, []int{4, 5}) {
 		t.Errorf("down %v, any %v", down, any)
 	}
-	if down, any := parseLinkMessages(message(unix.RTM_NEWROUTE, 4, 0)); any || down != nil {
-		t.Errorf("a route message gave %v %v", down, any)
+	route := message(unix.RTM_NEWROUTE, 4, 0)
+	if down, any := parseLinkMessages(route); !any || down != nil {
+		t.Errorf("a default route gave %v %v", down, any)
+	}
+	route[unix.SizeofNlMsghdr+1] = 24
+	if down, any := parseLinkMessages(route); any || down != nil {
+		t.Errorf("a route to one network gave %v %v", down, any)
 	}
 }
 

@@ -5,6 +5,7 @@ package netns
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -110,7 +111,7 @@ table inet filter {
 	chain forward {
 		type filter hook forward priority filter; policy drop
 		ct state established,related accept
-		iifname "eth0" accept
+		iifname != "eth1" accept
 	}
 }
 `
@@ -248,6 +249,114 @@ func TestTwoBehindNATs(t *testing.T) {
 			}
 			wait(n.ctx, 3*time.Second)
 			reach(t, n.ctx, n.World, "anna", "ben", time.Second)
+		})
+	}
+}
+
+// download reads what a node serves on TCP port 80 until stop is called, which returns how long nothing came at worst.
+func (n *internet) download(at, from string) (stop func() (gap time.Duration, bytes int64, err error)) {
+	n.t.Helper()
+	to := netip.AddrPortFrom(address(n.t, n.ctx, n.World, from), 80)
+	l, err := n.Listen(from, to)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		page := make([]byte, 32<<10)
+		for {
+			if _, err := c.Write(page); err != nil {
+				return
+			}
+			wait(n.ctx, 5*time.Millisecond)
+		}
+	}()
+	node, err := n.node(at)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var c net.Conn
+	if err := inside(node.ns, func() (err error) {
+		c, err = net.DialTimeout("tcp", to.String(), 10*time.Second)
+		return err
+	}); err != nil {
+		n.t.Fatal(err)
+	}
+	type result struct {
+		gap   time.Duration
+		bytes int64
+		err   error
+	}
+	done := make(chan result, 1)
+	ended := make(chan struct{})
+	go func() {
+		var r result
+		buf, last := make([]byte, 64<<10), time.Now()
+		for {
+			k, err := c.Read(buf)
+			now := time.Now()
+			r.gap, last = max(r.gap, now.Sub(last)), now
+			r.bytes += int64(k)
+			if err != nil {
+				select {
+				case <-ended:
+				default:
+					r.err = err
+				}
+				done <- r
+				return
+			}
+		}
+	}()
+	return func() (time.Duration, int64, error) {
+		close(ended)
+		c.SetReadDeadline(time.Now())
+		r := <-done
+		c.Close()
+		l.Close()
+		<-served
+		return r.gap, r.bytes, r.err
+	}
+}
+
+// A laptop in mid-download goes from one network to another: new interface, new address, new NAT. The download goes on.
+func TestRoamingLaptop(t *testing.T) {
+	for _, from := range []string{"third", "ben"} {
+		t.Run("from "+from, func(t *testing.T) {
+			n := newInternet(t, []string{"third"}, []string{"laptop", "ben", "phone"})
+			if _, err := n.AddLink("mobile", []string{"laptop", "phone-r"}, Shape{}, 1); err != nil {
+				t.Fatal(err)
+			}
+			n.addr("phone-r", "eth2", "10.0.9.1/24")
+			n.sh("laptop", "ip link set eth1 down")
+			third, open := "udp://192.0.2.1:7117", "[firewall]\nrules = [\"allow tcp 80 from any\"]"
+			n.run("third", open)
+			n.run("laptop", "", third)
+			n.run("ben", open, third)
+			reach(t, n.ctx, n.World, "laptop", "ben", 10*time.Second)
+			stop := n.download("laptop", from)
+			if from == "ben" {
+				n.await("laptop", "ben", "udp://", 15*time.Second)
+			}
+			wait(n.ctx, 2*time.Second)
+			n.sh("laptop", "ip link set eth0 down; sleep 0.3; ip link set eth1 up; ip addr add 10.0.9.2/24 dev eth1; ip route add default via 10.0.9.1")
+			wait(n.ctx, 6*time.Second)
+			n.sh("laptop", "ip link set eth0 up; ip route add default via 10.0.1.1 metric 10; ip route del default via 10.0.9.1; ip link set eth1 down")
+			wait(n.ctx, 6*time.Second)
+			gap, bytes, err := stop()
+			t.Logf("%d bytes, longest gap %v", bytes, gap)
+			if err != nil {
+				t.Errorf("the connection broke: %v", err)
+			}
+			if gap > 3*time.Second {
+				t.Errorf("the download stood still for %v, want ≤ 3 s", gap)
+			}
 		})
 	}
 }
