@@ -133,7 +133,7 @@ type Yggdrasil struct {
 	Password  string            `toml:"group_password" doc:"Talk only to nodes with the same password, GroupPassword in yggdrasil.conf." example:"\"\""`
 	Share     bool              `toml:"share" doc:"Weft nodes without a Yggdrasil peer of their own may reach that network through this node, when it has peers."`
 	Admin     string            `toml:"admin" doc:"Admin socket for yggdrasilctl and the like: unix:///PATH or tcp://127.0.0.1:PORT; empty is none." example:"\"unix:///run/yggdrasil.sock\""`
-	Multicast []YggMulticast    `toml:"multicast" doc:"Finding Yggdrasil nodes on the local network. Without any of these, all interfaces of [multicast] are used, and none when it is off."`
+	Multicast []YggMulticast    `toml:"multicast" doc:"Finding Yggdrasil nodes on the local network. Without any of these, beacons go out on the interfaces of [multicast]:\nYggdrasil nodes that hear them connect, and Weft nodes do not link twice with one another."`
 
 	PeersAdded []string `toml:"-"` // those of Peers that commands have added
 }

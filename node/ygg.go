@@ -77,7 +77,8 @@ func (n *Node) openYgg() error {
 	}
 	if len(c.Multicast) == 0 && n.cfg.Multicast.Enabled {
 		if re, ok := namesRegex(n.cfg.Multicast.Interfaces, n.cfg.Multicast.Exclude); ok {
-			cfg.Multicast = []ygg.Multicast{{Regex: re, Beacon: true, Listen: true}}
+			// Stock nodes hear the beacon and connect. Weft nodes would only link twice with one another, each pair of a LAN.
+			cfg.Multicast = []ygg.Multicast{{Regex: re, Beacon: true}}
 		} else {
 			n.log.Warn("no multicast discovery of Yggdrasil nodes: the patterns in [multicast] are too rich for it; write [[yggdrasil.multicast]]")
 		}
