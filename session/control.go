@@ -197,6 +197,9 @@ func (c *controller) initiate(s *Session) {
 	c.attempts[local] = s
 	a.sent = now
 	wait := min(retryFirst<<min(a.tries-1, 8), retryMost)
+	if a.tries > patience { // a later Init voids the one before: give a very long path the time to answer
+		wait = retryMost << min(a.tries-patience, 3)
+	}
 	a.next = now + int64(wait) + rand.Int64N(int64(wait)/4)
 	m.c.hsSent.Add(1)
 	c.send(s.id, b)

@@ -76,13 +76,13 @@ func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 	}
 	peer, ok := m.cfg.Resolver.ByAddr(d)
 	if !ok {
-		o.tell(ip, icmpUnreachable, codeAddress, 0)
+		o.elsewhere(p, codeAddress)
 		return nil, 0
 	}
 	room, ok := m.cfg.Resolver.Room(peer.ID())
 	s := m.session(peer, ok)
 	if !ok {
-		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
+		o.elsewhere(p, codeNoRoute)
 		if s != nil {
 			s.away.Store(true)
 		}

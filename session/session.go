@@ -50,6 +50,7 @@ const (
 	forgetAfter  = 240 * time.Second // a session without keys or traffic
 	retryFirst   = 200 * time.Millisecond
 	retryMost    = time.Second
+	patience     = 6 // tries after which the waits grow again, to 8 s
 )
 
 // Bounds on what a hostile network can make a node keep.

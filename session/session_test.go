@@ -357,6 +357,19 @@ func TestReplayReorderTamperTruncate(t *testing.T) {
 	})
 }
 
+func TestVeryLongPathsConnect(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		w.delay = 1500 * time.Millisecond // 3 s there and back
+		a, b := w.add([32]byte{}), w.add([32]byte{})
+		a.send(b, []byte("by way of the moon"))
+		if b.take(40*time.Second) == nil {
+			t.Fatal("no session over a path of 3 s")
+		}
+	})
+}
+
 func TestRekeyLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
