@@ -57,6 +57,7 @@ var (
 	errSlow      = localError(codeSlow, "the neighbour takes its control messages too slowly")
 	errReplaced  = localError(codeReplaced, "a newer link with this neighbour took over")
 	errUnneeded  = localError(codeUnneeded, "this LAN has enough links without this one")
+	errNoStreams = errors.New("no answer, and no other way is known: is UDP blocked?")
 	errUnmet     = localError(codeUnneeded, "this link is not needed: nothing flows over it")
 	errSilent    = localError(codeDead, "the neighbour went silent")
 	errCarrier   = localError(codeDead, "the interface went down")

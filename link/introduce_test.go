@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"weft/ident"
@@ -64,4 +65,23 @@ func TestUsablePlaces(t *testing.T) {
 			t.Errorf("usable(%s) = %v", s, got)
 		}
 	}
+}
+
+func FuzzListeners(f *testing.F) {
+	f.Add(appendListeners(nil, []streamListener{{"tls", 443, ""}, {"wss", 8443, "/weft"}}))
+	f.Add([]byte{introListen, 1, 9, 0, 0, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		list, err := parseListeners(b)
+		if err != nil {
+			return
+		}
+		again, err := parseListeners(appendListeners(nil, list))
+		if err != nil || !slices.Equal(again, list) {
+			t.Fatalf("%v became %v, %v", list, again, err)
+		}
+	})
+}
+
+func TestListenersVector(t *testing.T) {
+	golden(t, "listeners", appendListeners(nil, []streamListener{{"tls", 443, ""}, {"wss", 8443, "/weft"}}), "0602"+"010001bb"+"020520fb2f77656674")
 }

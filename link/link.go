@@ -69,6 +69,7 @@ type Link struct {
 	wanted   time.Time
 	lastData time.Time
 	probesIn uint64
+	streams  []streamListener // the neighbour's
 	dataIn   uint64
 	epoch    uint32
 	epochAt  time.Time

@@ -43,8 +43,9 @@ type peerState struct {
 	wake chan struct{} // try now
 	stop context.CancelFunc
 
-	mu     sync.Mutex // guards what follows
-	status PeerStatus
+	mu      sync.Mutex // guards what follows
+	status  PeerStatus
+	streams []streamListener // of this peer, for when UDP is blocked
 }
 
 // Redialing: soon after a loss, when the neighbour probably restarts, and patiently later.
@@ -195,15 +196,23 @@ func (p *peerState) run(ctx context.Context) {
 	defer p.set(func(s *PeerStatus) { s.State, s.Link = PeerStopped, 0 })
 	var lastUp time.Time
 	pause := firstPause
+	lost := time.Now() // or begun
+	udpTries := 0
 	for n := 0; ctx.Err() == nil; n++ {
 		if l := p.m.LinkTo(p.get().Key); l != nil {
 			p.set(func(s *PeerStatus) { s.State, s.Link, s.Error, s.Tries = PeerConnected, l.id, "", 0 })
+			if p.uri.scheme != "udp" || l.rank != rankStream {
+				udpTries = 0
+			} else if !p.awaitUDP(ctx, l, &udpTries, n) {
+				continue
+			}
 			select {
 			case <-l.done:
 			case <-ctx.Done():
 				return
 			}
-			lastUp, pause = time.Now(), firstPause
+			p.remember(l)
+			lastUp, lost, pause = time.Now(), time.Now(), firstPause
 			if reason := context.Cause(l.ctx); reason != nil {
 				p.set(func(s *PeerStatus) { s.Error = reason.Error() })
 			}
@@ -212,11 +221,25 @@ func (p *peerState) run(ctx context.Context) {
 		p.set(func(s *PeerStatus) { s.State, s.Link = PeerConnecting, 0 })
 		attempt := dialAttempt
 		soon := !lastUp.IsZero() && time.Since(lastUp) < soonFor
+		if wait := p.patience(soon) - time.Since(lost); wait > 0 {
+			if !sleep(ctx, wait) {
+				return
+			}
+			continue
+		}
+		p.mu.Lock()
+		spare := len(p.streams) > 0
+		p.mu.Unlock()
 		if soon {
 			attempt = soonAttempt
+		} else if spare {
+			attempt = fallbackAfter
 		}
 		actx, cancel := context.WithTimeout(ctx, attempt)
 		key, err := p.dial(actx, n)
+		if spare && err != nil && actx.Err() != nil && ctx.Err() == nil {
+			key, err = p.fallBack(ctx)
+		}
 		cancel()
 		if ctx.Err() != nil {
 			return
@@ -257,21 +280,67 @@ func (p *peerState) run(ctx context.Context) {
 	}
 }
 
+// awaitUDP looks now and then, while the link is on a stream, whether UDP works again, which is better in every way. It returns
+// false when another link took over; when it returns true the link has ended, or ctx.
+func (p *peerState) awaitUDP(ctx context.Context, l *Link, tries *int, n int) bool {
+	for {
+		t := time.NewTimer(again(*tries))
+		select {
+		case <-l.done:
+			t.Stop()
+			return true
+		case <-ctx.Done():
+			t.Stop()
+			return true
+		case <-p.wake: // another network
+			*tries = 0
+		case <-t.C:
+		}
+		t.Stop()
+		*tries++
+		n++
+		actx, cancel := context.WithTimeout(ctx, fallbackAfter)
+		_, err := p.dial(actx, n)
+		cancel()
+		if err == nil {
+			return false
+		}
+	}
+}
+
+// sleep waits; it returns false when ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (p *peerState) dialStream(ctx context.Context, u uri) (key ident.PublicKey, err error) {
+	m := p.m
+	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, learned: &key}
+	s, err := m.dialStream(ctx, u)
+	if err != nil {
+		return key, err
+	}
+	w.ep, w.via = s.ep, s
+	w.rank = m.rankOf(w)
+	if _, err = m.dial(ctx, w); err != nil {
+		s.Close() // else the link closes it when it ends
+	}
+	return key, err
+}
+
 // dial makes one attempt, at one of the addresses that the name has now.
 func (p *peerState) dial(ctx context.Context, n int) (key ident.PublicKey, err error) {
 	m := p.m
 	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, learned: &key}
 	if p.uri.scheme != "udp" {
-		s, err := m.dialStream(ctx, p.uri)
-		if err != nil {
-			return key, err
-		}
-		w.ep, w.via = s.ep, s
-		w.rank = m.rankOf(w)
-		if _, err = m.dial(ctx, w); err != nil {
-			s.Close() // else the link closes it when it ends
-		}
-		return key, err
+		return p.dialStream(ctx, p.uri)
 	}
 	addrs, err := m.resolve(ctx, p.uri)
 	if err != nil {

@@ -360,3 +360,33 @@ func TestRoamingLaptop(t *testing.T) {
 		})
 	}
 }
+
+// Where a router lets no UDP through, peers are reached by TLS and then by WebSockets, whether they were named or told so while UDP
+// worked; and by UDP again when that works.
+func TestUDPBlocked(t *testing.T) {
+	const listen = `listen = ["udp://[::]:7117", "tls://[::]:443", "wss://[::]:8443/weft"]`
+	udp, tls, wss := "udp://192.0.2.1:7117", "tls://192.0.2.1:443", "wss://192.0.2.1:8443/weft"
+	block := func(what string) string {
+		return "table inet block {\n chain forward {\n type filter hook forward priority -2\n " + what + " drop\n }\n}\n"
+	}
+	n := newInternet(t, []string{"third"}, []string{"anna", "ben", "carl"})
+	n.run("third", listen)
+	n.nft("anna-r", block("meta l4proto udp"))
+	n.run("anna", "", udp, tls, wss)
+	n.nft("ben-r", block("meta l4proto udp")+block("tcp dport 443"))
+	n.run("ben", "", udp, tls, wss)
+	n.run("carl", "", udp)
+	n.await("carl", "third", udp, 5*time.Second)
+	n.await("anna", "third", "tls://", 8*time.Second)
+	n.await("ben", "third", "wss://", 15*time.Second)
+	reach(t, n.ctx, n.World, "anna", "ben", 5*time.Second)
+	reach(t, n.ctx, n.World, "ben", "carl", 5*time.Second)
+
+	n.nft("carl-r", block("meta l4proto udp"))
+	t.Log("TLS after UDP", n.await("carl", "third", "tls://", 25*time.Second))
+	reach(t, n.ctx, n.World, "carl", "anna", 5*time.Second)
+	n.sh("carl-r", "nft delete table inet block")
+	n.addr("carl", "eth0", "10.0.3.9/24") // something changed: look at once
+	t.Log("UDP again after", n.await("carl", "third", udp, 10*time.Second))
+	reach(t, n.ctx, n.World, "carl", "anna", 5*time.Second)
+}
