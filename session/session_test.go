@@ -30,6 +30,8 @@ type world struct {
 	nodes map[ident.NodeID]*peer
 	room  int
 	gone  map[ident.NodeID]bool // no route
+
+	elsewhere func(*tun.Packet) (int, bool)
 	mu    sync.Mutex
 	tap   func(from, to *peer, d []byte) []byte
 	ctx   context.Context
@@ -71,7 +73,7 @@ func (w *world) add(psk [32]byte) *peer {
 func (w *world) start(a *ident.Agent, psk [32]byte) *peer {
 	p := &peer{w: w, agent: a, dev: tuntest.New(1420, 1024), wire: make(chan []byte, 4096), done: make(chan struct{})}
 	m, err := New(Config{Agent: a, Device: p.dev, Resolver: w, PSK: psk, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Filter: func(ident.PublicKey) Filter { return allow{} }})
+		Filter: func(ident.PublicKey) Filter { return allow{} }, Elsewhere: w.elsewhere})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -307,6 +309,59 @@ func TestUnknownDestinationIsTold(t *testing.T) {
 		a.dev.Inject(tun.Packet{Data: udp(a.addr(), netip.MustParseAddr("200:1::1"), nil), Partial: true})
 		if got := a.take(time.Second); len(got) < 48 || got[40] != icmpUnreachable {
 			t.Fatalf("got %x", got)
+		}
+	})
+}
+
+// TestElsewhere: what no LSA names or leads to goes to the other network, and back to the mesh as soon as there is a way.
+func TestElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		defer w.close()
+		var got []tun.Packet
+		mtu, ok := 0, true
+		w.elsewhere = func(p *tun.Packet) (int, bool) {
+			q := *p
+			q.Data = bytes.Clone(p.Data)
+			got = append(got, q)
+			return mtu, ok
+		}
+		a, b := w.add([32]byte{}), w.add([32]byte{})
+		stranger := netip.MustParseAddr("200:1::1")
+		super := tun.Packet{Data: tcp(a.addr(), stranger, 1, make([]byte, 9000)), SegSize: 1300, Partial: true}
+		a.dev.Inject(super)
+		synctest.Wait()
+		if len(got) != 1 || !bytes.Equal(got[0].Data, super.Data) || got[0].SegSize != 1300 || !got[0].Partial {
+			t.Fatalf("%d packets went elsewhere, changed: %v", len(got), len(got) == 1)
+		}
+		a.dev.Inject(tun.Packet{Data: udp(stranger, stranger, nil), Partial: true}) // a forged source goes nowhere
+		if p := a.take(time.Second); len(p) < 48 || p[40] != icmpUnreachable || len(got) != 1 {
+			t.Errorf("a forged source was not refused: %d packets", len(got))
+		}
+		w.mu.Lock()
+		w.gone = map[ident.NodeID]bool{b.agent.Public().ID(): true} // known, but no way there
+		w.mu.Unlock()
+		a.send(b, []byte("one"))
+		synctest.Wait()
+		if len(got) != 2 {
+			t.Fatal("an unreachable node was not asked for elsewhere")
+		}
+		w.mu.Lock()
+		clear(w.gone)
+		w.mu.Unlock()
+		b.expect(t, a.send(b, []byte("two")), time.Second)
+		if len(got) != 2 {
+			t.Error("a reachable node was asked for elsewhere")
+		}
+		mtu = 1300
+		a.dev.Inject(tun.Packet{Data: udp(a.addr(), stranger, make([]byte, 1372))})
+		if p := a.take(time.Second); len(p) < 48 || p[40] != icmpTooBig || binary.BigEndian.Uint32(p[44:]) != 1300 {
+			t.Errorf("too big was not told: %x", p)
+		}
+		mtu, ok = 0, false
+		a.dev.Inject(tun.Packet{Data: udp(a.addr(), stranger, nil)})
+		if p := a.take(time.Second); len(p) < 48 || p[40] != icmpUnreachable {
+			t.Errorf("that nothing leads there was not told: %x", p)
 		}
 	})
 }
