@@ -149,7 +149,9 @@ func (x *mux) move(p *path, ep forward.Endpoint, via carrier) {
 		delete(x.paths, old)
 	}
 	p.to.Store(&dest{ep, via})
-	x.paths[ep] = p
+	if x.paths[ep] == nil { // where another neighbour is, its control datagrams stay its own, whoever forges its address
+		x.paths[ep] = p
+	}
 }
 
 func (x *mux) count() int {
