@@ -23,6 +23,24 @@ type peersCmd struct {
 
 type peersListCmd struct{}
 
+// tellStrangers says so when there are nodes around which belong to another network.
+func (e *env) tellStrangers() error {
+	heard, err := e.node().Heard(e.ctx)
+	if err != nil {
+		return err
+	}
+	strangers := 0
+	for _, h := range heard {
+		if !h.Linked && !h.Member {
+			strangers++
+		}
+	}
+	if strangers > 0 {
+		e.say("%s of another network around here: ask a member for an invitation (weft invite), then: weft join LINK", count(strangers, "node"))
+	}
+	return nil
+}
+
 func (c *peersListCmd) Run(e *env) error {
 	peers, err := e.node().Peers(e.ctx)
 	if err != nil {
@@ -34,7 +52,7 @@ func (c *peersListCmd) Run(e *env) error {
 	if len(peers) == 0 {
 		e.say("No neighbour yet. Nodes on the same cable or Wi-Fi are found by themselves;")
 		e.say("for others: weft peers add udp://HOST:PORT, or weft join LINK")
-		return nil
+		return e.tellStrangers()
 	}
 	t := columns("NEIGHBOUR", "STATE", "SOURCE", "ENDPOINT", ">RTT", ">LOSS", ">COST", ">IN", ">OUT", ">SINCE", "")
 	for _, p := range peers {

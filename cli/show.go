@@ -66,6 +66,7 @@ func (c *statusCmd) Run(e *env) error {
 	}
 	if n.Links == 0 {
 		e.say("\nNo neighbour yet. Next: connect a cable or a Wi-Fi with another node on it, or: weft peers add udp://HOST:PORT")
+		return e.tellStrangers()
 	}
 	return nil
 }
