@@ -65,6 +65,7 @@ var libs = []struct {
 	{"github.com/alecthomas/kong", "cli", "command lines"},
 	{"github.com/skip2/go-qrcode", "cli", "invitations"},
 	{"github.com/pelletier/go-toml", "config lab/manifest lab/sim", "TOML; the simulator reads the part of a node's config that it can act on"},
+	{"github.com/hjson/hjson-go", "config", "yggdrasil.conf, to take it over"},
 	{"github.com/vishvananda/netlink", "link tun lab/netns lab/peers lab/bench", "kernel interfaces and addresses"},
 	{"github.com/vishvananda/netns", "lab/netns lab/bench", "network namespaces"},
 	{"github.com/google/nftables", "lab/netns", "kernel rules that drop what a test wants dropped"},

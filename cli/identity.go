@@ -20,6 +20,8 @@ type initCmd struct {
 	Leaf   bool   `help:"Carry no traffic for others."`
 	Closed bool   `help:"Found a closed network: make a key for it."`
 	Force  bool   `help:"Write the config file anew. A key is never replaced."`
+
+	FromYggdrasil string `placeholder:"FILE" help:"Take over the key, and with it the address, the peers and the settings of a yggdrasil.conf."`
 }
 
 type identity struct {
@@ -41,6 +43,18 @@ func (c *initCmd) Run(e *env) error {
 		return fmt.Errorf("look for the config file: %w", err)
 	}
 	set := map[string]any{}
+	var taken *ident.Agent
+	var notes []string
+	if c.FromYggdrasil != "" {
+		from, err := config.ReadYggdrasil(c.FromYggdrasil)
+		if err != nil {
+			return usageError{err}
+		}
+		if taken, err = ident.FromSeed(from.Seed); err != nil {
+			return usageError{err}
+		}
+		set, notes = from.Set, from.Notes
+	}
 	if c.Name != "" {
 		set["name"] = c.Name
 	}
@@ -57,9 +71,18 @@ func (c *initCmd) Run(e *env) error {
 	if _, err := config.Parse("init", text); err != nil {
 		return usageError{err}
 	}
+	if _, err := os.Lstat(filepath.Join(e.paths.State, ident.KeyFile)); taken != nil && errors.Is(err, fs.ErrNotExist) {
+		if err := taken.Save(e.paths.State); err != nil {
+			return err
+		}
+	}
 	agent, created, err := ident.Load(e.paths.State)
 	if err != nil {
 		return err
+	}
+	if taken != nil && agent.Public() != taken.Public() {
+		return api.Errorf(api.CodeInternal, "there is another key in %s already, and a key is never replaced", e.paths.State).
+			WithHint("use a state directory of its own: weft --state DIR init --from-yggdrasil %s", c.FromYggdrasil)
 	}
 	if err := config.WriteFile(e.paths.Config, text); err != nil {
 		return err
@@ -69,7 +92,9 @@ func (c *initCmd) Run(e *env) error {
 	if e.json {
 		return e.printJSON(id)
 	}
-	if created {
+	if taken != nil {
+		e.say("Took the key: %s", filepath.Join(e.paths.State, ident.KeyFile))
+	} else if created {
 		e.say("Made a key: %s", filepath.Join(e.paths.State, ident.KeyFile))
 		e.say("Back it up: it is this node's identity and address.")
 	} else {
@@ -77,6 +102,12 @@ func (c *initCmd) Run(e *env) error {
 	}
 	e.say("Wrote:       %s", e.paths.Config)
 	e.say("Address:     %s", id.Address)
+	for _, n := range notes {
+		e.say("Note:        %s", clean(n))
+	}
+	if taken != nil {
+		e.say("Stop Yggdrasil before weft comes up: two nodes with one key harm each other.")
+	}
 	if c.Closed {
 		e.say("The network is closed: only nodes with its key link. Others get it with: weft invite")
 	}

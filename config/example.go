@@ -56,6 +56,11 @@ func (e *exampler) table(prefix string, v reflect.Value) {
 		e.comment("\n", f.Tag.Get("doc"))
 		switch f.Type.Kind() {
 		case reflect.Slice: // a table that repeats
+			if set, ok := e.set[prefix+name]; ok {
+				delete(e.set, prefix+name)
+				e.repeated(prefix+name, reflect.ValueOf(set))
+				continue
+			}
 			fmt.Fprintf(&e.buf, "#[[%s%s]]\n", prefix, name)
 			el := reflect.New(f.Type.Elem()).Elem()
 			for j := range el.NumField() {
@@ -69,6 +74,17 @@ func (e *exampler) table(prefix string, v reflect.Value) {
 			fmt.Fprintf(&e.buf, "[%s%s]\n", prefix, name)
 			e.table(prefix+name+".", v.Field(i))
 		}
+	}
+}
+
+// repeated writes tables that are in force.
+func (e *exampler) repeated(name string, list reflect.Value) {
+	for i := range list.Len() {
+		b, err := toml.Marshal(list.Index(i).Interface())
+		if err != nil && e.err == nil {
+			e.err = fmt.Errorf("write %s: %w", name, err)
+		}
+		fmt.Fprintf(&e.buf, "[[%s]]\n%s", name, b)
 	}
 }
 

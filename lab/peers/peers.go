@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/ed25519"
-	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -25,6 +24,7 @@ import (
 	"github.com/gologme/log"
 	"github.com/vishvananda/netlink"
 	"github.com/yggdrasil-network/yggdrasil-go/src/address"
+	yggconfig "github.com/yggdrasil-network/yggdrasil-go/src/config"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
 	"github.com/yggdrasil-network/yggdrasil-go/src/ipv6rwc"
 	yggtun "github.com/yggdrasil-network/yggdrasil-go/src/tun"
@@ -81,7 +81,10 @@ func yggdrasil(ctx context.Context, args []string, out io.Writer) error {
 	for _, level := range []string{"error", "warn", "info"} {
 		logger.EnableLevel(level)
 	}
-	cert := &tls.Certificate{PrivateKey: ed25519.NewKeyFromSeed(seed[:])}
+	conf := yggconfig.NodeConfig{PrivateKey: yggconfig.KeyBytes(ed25519.NewKeyFromSeed(seed[:]))}
+	if err := conf.GenerateSelfSignedCertificate(); err != nil {
+		return fmt.Errorf("make the Yggdrasil certificate: %w", err)
+	}
 	opts := []core.SetupOption{core.NodeInfoPrivacy(true)}
 	for _, l := range listen {
 		opts = append(opts, core.ListenAddress(l))
@@ -89,7 +92,7 @@ func yggdrasil(ctx context.Context, args []string, out io.Writer) error {
 	for _, p := range peer {
 		opts = append(opts, core.Peer{URI: p})
 	}
-	c, err := core.New(cert, logger, opts...)
+	c, err := core.New(conf.Certificate, logger, opts...)
 	if err != nil {
 		return fmt.Errorf("start the Yggdrasil core: %w", err)
 	}
