@@ -26,6 +26,8 @@ type Status struct {
 	TUN    string   `json:"tun,omitempty"`    // name of the TUN interface
 	MTU    int      `json:"mtu"`              // of the TUN interface or userspace stack
 	Listen []string `json:"listen"`           // URIs at which neighbours reach the node
+	Seen   []string `json:"seen,omitempty"`   // addresses and ports at which neighbours see the node; NAT says whether they are its own
+	NAT    bool     `json:"nat"`              // a NAT stands between the node and a neighbour
 	Portal string   `json:"portal,omitempty"` // URL of the portal
 	SOCKS  string   `json:"socks,omitempty"`  // address of the SOCKS5 proxy
 	HTTP   string   `json:"http,omitempty"`   // address of the HTTP proxy

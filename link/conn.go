@@ -190,8 +190,9 @@ func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, di
 	deadline, _ := hctx.Deadline()
 	l.stream.SetReadDeadline(deadline)
 
-	iface, ours := m.pathMTU(w.ep, w.via)
+	iface, ours, far := m.pathMTU(w.ep, w.via)
 	l.iface.Store(int64(iface))
+	l.far.Store(far)
 	send := func() error {
 		if l.nb, err = m.cfg.Plane.Add(l.peer, p, l); err != nil {
 			return localError(codeBusy, err.Error())

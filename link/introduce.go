@@ -64,6 +64,8 @@ const (
 )
 
 const (
+	seenFar = 1 // Arg of SEEN: there are routers on the way, as the sender sees it
+
 	meetAnswer = 1 // Arg of MEET: the other end waits for an ASK in return
 
 	refuseUnknown = 1 // Arg of REFUSE: no link with that node
@@ -300,17 +302,25 @@ func (m *Manager) places() (out []netip.AddrPort) {
 	return out
 }
 
-// Seen lists where neighbours see this node; an address that is not its own means a NAT on the way.
-func (m *Manager) Seen() (out []netip.AddrPort) {
+// Seen lists where neighbours see this node, and whether some of that is not its own address: then it is behind a NAT.
+func (m *Manager) Seen() (out []netip.AddrPort, nat bool) {
 	m.intro.mu.Lock()
-	defer m.intro.mu.Unlock()
 	for _, p := range m.intro.seen {
 		if !slices.Contains(out, p) {
 			out = append(out, p)
 		}
 	}
+	m.intro.mu.Unlock()
 	slices.SortFunc(out, netip.AddrPort.Compare)
-	return out
+	own := map[netip.Addr]bool{}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range m.ifaces {
+		for _, p := range i.Addrs {
+			own[p.Addr().Unmap().WithZone("")] = true
+		}
+	}
+	return out, slices.ContainsFunc(out, func(p netip.AddrPort) bool { return !own[p.Addr()] })
 }
 
 // at returns where this node sees a neighbour, unless that means nothing to others.
@@ -323,7 +333,11 @@ func (l *Link) at() (netip.AddrPort, bool) {
 // greet tells a neighbour what only this node knows: where it sees it, and where it can be reached when UDP is blocked.
 func (x *introductions) greet(l *Link, first bool) {
 	if p, ok := l.at(); ok {
-		_ = l.SendControl(ClassIntroductions, introduction{Type: introSeen, Places: []netip.AddrPort{p}}.appendTo(nil))
+		seen := introduction{Type: introSeen, Places: []netip.AddrPort{p}}
+		if l.far.Load() {
+			seen.Arg = seenFar
+		}
+		_ = l.SendControl(ClassIntroductions, seen.appendTo(nil))
 	}
 	if first && l.rank != rankLAN {
 		if msg := x.m.streamListeners(); msg != nil {
@@ -367,6 +381,9 @@ func (x *introductions) control(l *Link, msg []byte) error {
 	i.Places = slices.DeleteFunc(i.Places, func(p netip.AddrPort) bool { return !usable(p) })
 	switch i.Type {
 	case introSeen:
+		if i.Arg&seenFar != 0 {
+			l.far.Store(true)
+		}
 		if len(i.Places) == 1 {
 			x.mu.Lock()
 			x.seen[l.id] = i.Places[0]

@@ -51,9 +51,11 @@ type Link struct {
 	up   chan struct{} // closed by the first probe that came back
 	done chan struct{} // closed when all is torn down
 
-	iface atomic.Int64 // number of the interface that the path leaves by; 0 unknown or many
-	lanID atomic.Bool  // made by discovery, and not asked for by the operator
-	met   atomic.Bool  // came from an introduction, and not asked for by the operator
+	iface  atomic.Int64 // number of the interface that the path leaves by; 0 unknown or many
+	lanID  atomic.Bool  // made by discovery, and not asked for by the operator
+	far    atomic.Bool  // across routers: perhaps through a NAT
+	noEcho atomic.Bool  // the neighbour is no help in testing the NAT
+	met    atomic.Bool  // came from an introduction, and not asked for by the operator
 
 	introLimit *rate.Limiter // of introductions that the neighbour asks for or makes
 
@@ -290,6 +292,9 @@ func (l *Link) run() {
 	if announced {
 		l.log.Info("link up", "endpoint", l.Endpoint(), "rtt", l.RTT(), "cost", l.Cost(), "mtu", l.MTU())
 		l.m.intro.greet(l, true)
+		if l.far.Load() {
+			l.m.keep.kick()
+		}
 		l.spawn(l.readClasses)
 		<-l.ctx.Done()
 	}
@@ -371,7 +376,18 @@ func (l *Link) sendProbe(now time.Time) {
 
 func (l *Link) idlePause() time.Duration {
 	d := idleProbe
-	if l.metNow {
+	far := l.far.Load()
+	dialed := far && !l.dialer && !l.met.Load() // whoever could be dialed has no NAT to keep open
+	switch {
+	case dialed && l.metNow:
+		d = keepMetered * 3 / 2
+	case dialed:
+		d = keepLongest * 3 / 2
+	case far && l.metNow:
+		d = keepMetered
+	case far:
+		d = l.m.keep.pause() * 8 / 9 // at most
+	case l.metNow:
 		d = meteredProbe
 	}
 	return d - d/8 + rand.N(d/4)

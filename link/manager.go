@@ -113,6 +113,7 @@ type Manager struct {
 	kick      chan struct{} // wakes the pulse
 	disc      *discovery
 	intro     *introductions
+	keep      *keeper
 
 	mu       sync.Mutex // guards what follows; taken before Link.mu, never while a Handler runs
 	serving  bool
@@ -181,7 +182,7 @@ func New(cfg Config) (*Manager, error) {
 		tls: tlsConfig(cert), start: time.Now(), under: cfg.Underlay,
 		byKey: map[ident.PublicKey]*Link{}, claims: map[ident.PublicKey]*claim{}, peers: map[string]*peerState{},
 	}
-	m.intro = newIntroductions(m)
+	m.intro, m.keep = newIntroductions(m), newKeeper(m)
 	for _, p := range cfg.Peers {
 		if err := m.AddPeer(p); err != nil {
 			return nil, err
@@ -262,6 +263,7 @@ func (m *Manager) Serve(ctx context.Context) (err error) {
 	}
 	m.links.Go(func() { m.acceptLoop(run, ln) })
 	m.links.Go(func() { m.pulse(run) })
+	m.links.Go(func() { m.keep.run(run) })
 	if err := m.listenStreams(cancel); err != nil {
 		return err
 	}
@@ -563,28 +565,30 @@ func (m *Manager) rankOf(w way) int {
 	return rankRouted
 }
 
-// pathMTU returns the interface that a path leaves by (zero when unknown) and the UDP payload that fits.
-func (m *Manager) pathMTU(ep forward.Endpoint, via carrier) (iface, mtu int) {
+// pathMTU returns the interface that a path leaves by (zero when unknown), the UDP payload that fits, and whether routers are
+// on the way.
+func (m *Manager) pathMTU(ep forward.Endpoint, via carrier) (iface, mtu int, far bool) {
 	if ep.Via >= firstStreamVia {
-		return 0, defaultPathMTU
+		return 0, defaultPathMTU, false
 	}
 	i, onLink, err := m.under.Route(ep)
 	if err != nil {
-		return 0, defaultPathMTU
+		return 0, defaultPathMTU, true
 	}
 	mtu = i.MTU - 48
 	if !onLink {
 		mtu = min(mtu, defaultPathMTU) // a jumbo frame may not survive the next hop
 	}
-	return i.Index, min(max(mtu, minPathMTU), maxPathMTU)
+	return i.Index, min(max(mtu, minPathMTU), maxPathMTU), !onLink
 }
 
 // roamed follows up on a neighbour that moved: another interface, perhaps a smaller MTU.
 func (m *Manager) roamed(l *Link) {
 	l.spawn(func() { // asks the kernel: not on the reader's goroutine
 		d := l.path.to.Load()
-		iface, mtu := m.pathMTU(d.ep, d.via)
+		iface, mtu, far := m.pathMTU(d.ep, d.via)
 		l.iface.Store(int64(iface))
+		l.far.Store(far)
 		l.mu.Lock()
 		narrower := mtu < l.pathMTU
 		if narrower {
@@ -676,6 +680,7 @@ func (m *Manager) interfacesChanged(down []int) {
 	}
 	if gained {
 		m.intro.movedAway()
+		m.keep.reset()
 	}
 	if d != nil {
 		d.interfacesChanged()
@@ -707,11 +712,12 @@ func (l *Link) roam(gone []int) bool {
 	if l.rank != rankRouted {
 		return false
 	}
-	via, _, err := l.m.under.Route(l.path.to.Load().ep)
+	via, onLink, err := l.m.under.Route(l.path.to.Load().ep)
 	if err != nil || slices.Contains(gone, via.Index) {
 		return false
 	}
 	l.iface.Store(int64(via.Index))
+	l.far.Store(!onLink)
 	l.log.Info("this node moved", "interface", via.Name, "endpoint", l.Endpoint())
 	if l.met.Load() {
 		l.Suspect() // a NAT before the neighbour does not know this node's new place: find out soon

@@ -79,9 +79,8 @@ func TestIntroduction(t *testing.T) {
 					if w.b.got.Load() != got+1 {
 						t.Error("nothing flows")
 					}
-					seen := w.a.m.Seen()
-					if !v6 && (len(seen) == 0 || seen[0].Addr() == w.ha.Addr4(w.inA)) {
-						t.Errorf("a thinks that it is seen at %v", seen)
+					if seen, nat := w.a.m.Seen(); nat == v6 || len(seen) == 0 || seen[0].Addr() == w.ha.Addr4(w.inA) {
+						t.Errorf("a thinks that it is seen at %v, through a NAT: %v", seen, nat)
 					}
 					// Used, it stays; unused, it goes.
 					for range 20 {
@@ -236,6 +235,74 @@ func TestRouterReboots(t *testing.T) {
 		}
 		if w.a.count("down")+w.t.count("down") != 0 {
 			t.Errorf("the link went down: %v", w.t.last("down").reason)
+		}
+	})
+}
+
+// Keep-alives find out how long the NAT's memory is, and the node stays reachable all the while, with few datagrams.
+func TestKeepAlive(t *testing.T) {
+	for _, timeout := range []time.Duration{20 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute} {
+		t.Run(timeout.String(), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				kind := linktest.NAT{Timeout: timeout, No6: true}
+				w := newApart(t, kind, kind, false)
+				defer w.end()
+				for range 60 { // an hour, every minute a word from outside
+					time.Sleep(time.Minute)
+					got := w.a.got.Load()
+					if err := w.t.send(w.a); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(50 * time.Millisecond)
+					if w.a.got.Load() != got+1 {
+						t.Fatal("a cannot be reached")
+					}
+				}
+				sent := w.a.m.LinkTo(w.t.key()).Neighbour().Stats().SentPackets
+				_, before := w.net.Traffic()
+				for range 6 { // quite silent from here on
+					time.Sleep(10 * time.Minute)
+					got := w.a.got.Load()
+					if err := w.t.send(w.a); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(50 * time.Millisecond)
+					if w.a.got.Load() != got+1 {
+						t.Fatal("a cannot be reached")
+					}
+				}
+				probes := w.a.m.LinkTo(w.t.key()).Neighbour().Stats().SentPackets - sent
+				_, after := w.net.Traffic()
+				pause := time.Hour / time.Duration(probes) * 2 // of three datagrams two are a's
+				t.Logf("%d probes in an hour, %d bytes in all", probes, after-before)
+				if pause > timeout || pause < min(timeout, 2*time.Minute)/2 {
+					t.Errorf("an exchange every %v or so", pause)
+				}
+				if n := w.a.count("down") + w.t.count("down"); n != 0 {
+					t.Errorf("%d links went down: %v", n, w.t.last("down").reason)
+				}
+			})
+		})
+	}
+}
+
+// On a metered link nothing is tested and little is said.
+func TestKeepAliveMetered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newApart(t, linktest.NAT{No6: true}, linktest.NAT{No6: true}, false, func(c *link.Config) {
+			for i := range c.Peers {
+				c.Peers[i].Metered = true
+			}
+		})
+		defer w.end()
+		_, before := w.net.Traffic()
+		time.Sleep(time.Hour)
+		_, after := w.net.Traffic()
+		if rate := float64(after-before) * 8 / 3600 / 2; rate > 50 { // half of it is about the port that the NAT changes each time
+			t.Errorf("an idle metered link takes %.0f bit/s", rate)
+		}
+		if w.a.count("down")+w.t.count("down") != 0 {
+			t.Errorf("the link went down: %v", w.a.last("down").reason)
 		}
 	})
 }

@@ -38,6 +38,11 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	if n.mode == "tun" {
 		s.TUN = n.device.Name()
 	}
+	seen, nat := n.links.Seen()
+	for _, p := range seen {
+		s.Seen = append(s.Seen, p.String())
+	}
+	s.NAT = nat
 	s.Counters = api.Counters{
 		Links: stats.Links, Nodes: len(lsdb), ForwardedPackets: c.Relayed, LocalRxPackets: c.Delivered, LocalTxPackets: c.Sent,
 		Dropped: map[string]uint64{},
