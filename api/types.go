@@ -93,7 +93,7 @@ type Peer struct {
 	Address    netip.Addr      `json:"address,omitzero"`     // its mesh address
 	Name       string          `json:"name,omitempty"`       // its name, if it has one
 	State      string          `json:"state"`                // up, connecting or down
-	Source     string          `json:"source,omitempty"`     // config, command, multicast, inbound, or yggdrasil for links of that plane
+	Source     string          `json:"source,omitempty"`     // config, command, multicast, introduced, inbound, or yggdrasil for links of that plane
 	Endpoint   string          `json:"endpoint,omitempty"`   // where its datagrams come from
 	RTTUs      int64           `json:"rtt_us"`               // smoothed round trip
 	Loss       float64         `json:"loss"`                 // share of probes lost, 0 to 1

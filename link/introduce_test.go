@@ -85,3 +85,49 @@ func FuzzListeners(f *testing.F) {
 func TestListenersVector(t *testing.T) {
 	golden(t, "listeners", appendListeners(nil, []streamListener{{"tls", 443, ""}, {"wss", 8443, "/weft"}}), "0602"+"010001bb"+"020520fb2f77656674")
 }
+
+// A neighbour that sends rubbish about introductions loses its link; one that sends too many gets nothing for it.
+func TestHostileIntroductions(t *testing.T) {
+	a, b := newNode(t, nil), newNode(t, nil)
+	a.start()
+	b.start()
+	if err := b.m.AddPeer(Peer{URI: a.listening("udp")}); err != nil {
+		t.Fatal(err)
+	}
+	la := a.last("up", 1).link
+	lb := b.last("up", 1).link
+	send := func(msg []byte) {
+		t.Helper()
+		if err := lb.SendControl(ClassIntroductions, msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send([]byte{200, 1, 2, 3}) // of a later version
+	for i := range uint64(3000) {
+		k := ident.PublicKey{byte(i), byte(i >> 8), 1}
+		send(introduction{Type: introMeet, Arg: meetAnswer, Token: i, Key: k, Places: someIntroduction.Places}.appendTo(nil))
+		send(introduction{Type: introMeet, Token: i << 40, Key: k, Places: someIntroduction.Places}.appendTo(nil)) // nobody asked
+		send(introduction{Type: introAsk, Token: i, Key: k, Places: someIntroduction.Places}.appendTo(nil))
+		send(introduction{Type: introAsk, Token: i, Key: a.key(), Places: someIntroduction.Places}.appendTo(nil))
+		send(introduction{Type: introRefuse, Token: i, Key: k}.appendTo(nil))
+		send(introduction{Type: introEcho, Arg: 200, Token: i}.appendTo(nil))
+		send(introduction{Type: introSeen, Places: someIntroduction.Places[:1]}.appendTo(nil))
+	}
+	send(appendListeners(nil, []streamListener{{"tls", 444, ""}}))
+	poll(t, "the last message", func() bool {
+		la.mu.Lock()
+		defer la.mu.Unlock()
+		return len(la.streams) == 1
+	})
+	x := a.m.intro
+	x.mu.Lock()
+	if len(x.meetings) > introBurst || len(x.tokens) > introBurst || len(x.broker) > maxBrokered || len(x.echoes) > maxEchoHere || len(x.seen) != 1 || len(x.wishes) != 0 {
+		t.Errorf("a keeps %d meetings, %d tokens, %d introductions, %d echoes, %d sights, %d wishes",
+			len(x.meetings), len(x.tokens), len(x.broker), len(x.echoes), len(x.seen), len(x.wishes))
+	}
+	x.mu.Unlock()
+	send([]byte{introMeet, 1, 9, 0})
+	if e := b.last("down", 1); !hasCode(e.reason, codeProtocol) {
+		t.Errorf("rubbish ended in %v", e.reason)
+	}
+}

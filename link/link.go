@@ -155,6 +155,9 @@ func (l *Link) Endpoint() string {
 	return d.via.(fmt.Stringer).String() + "://" + d.ep.AddrPort().String()
 }
 
+// Introduced reports whether a neighbour of both brought the two ends together.
+func (l *Link) Introduced() bool { return l.met.Load() }
+
 // Since returns when the link came up.
 func (l *Link) Since() time.Time { return l.started }
 

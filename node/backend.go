@@ -144,6 +144,9 @@ func (n *Node) Peers(context.Context) ([]api.Peer, error) {
 				p.Source = "multicast"
 			}
 		}
+		if l.Introduced() {
+			p.Source = "introduced"
+		}
 		for _, s := range states {
 			if s.Link == l.ID() {
 				n.describe(&p, s)

@@ -226,6 +226,9 @@ func TestTwoBehindNATs(t *testing.T) {
 			if at := n.endpoint("anna", "ben"); at != "" {
 				t.Fatalf("they are linked before anybody introduced them: %s", at)
 			}
+			if st, err := n.Status(n.ctx, "anna"); err != nil || st.NAT != (family == "ip4") {
+				t.Errorf("anna says that she is behind a NAT: %v, seen at %v; %v", st.NAT, st.Seen, err)
+			}
 			p, err := n.StartPing("anna", address(t, n.ctx, n.World, "ben"), 50*time.Millisecond, 0)
 			if err != nil {
 				t.Fatal(err)
@@ -389,4 +392,28 @@ func TestUDPBlocked(t *testing.T) {
 	n.addr("carl", "eth0", "10.0.3.9/24") // something changed: look at once
 	t.Log("UDP again after", n.await("carl", "third", udp, 10*time.Second))
 	reach(t, n.ctx, n.World, "carl", "anna", 5*time.Second)
+}
+
+// A router that forgets after 30 seconds, as many do, does not cut off the idle node behind it.
+func TestIdleBehindNAT(t *testing.T) {
+	n := newInternet(t, []string{"third"}, []string{"anna"})
+	n.sh("anna-r", "echo 30 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout; echo 30 > /proc/sys/net/netfilter/nf_conntrack_udp_timeout_stream")
+	n.run("third", "")
+	n.run("anna", "", "udp://192.0.2.1:7117")
+	reach(t, n.ctx, n.World, "anna", "third", 10*time.Second)
+	since := func() (since time.Time) {
+		var peers []api.Peer
+		if err := n.Weft(n.ctx, "third", &peers, "peers"); err != nil || len(peers) != 1 {
+			t.Fatalf("third has %+v, %v", peers, err)
+		}
+		return peers[0].Since
+	}
+	before := since()
+	for range 2 {
+		wait(n.ctx, 38*time.Second)
+		reach(t, n.ctx, n.World, "third", "anna", 500*time.Millisecond)
+	}
+	if after := since(); !after.Equal(before) {
+		t.Errorf("the link of %v went and came again at %v", before, after)
+	}
 }
