@@ -90,8 +90,9 @@ func pings(t *testing.T, ctx context.Context, w *World, from string, to netip.Ad
 	}
 }
 
-// transfer sends size bytes from one node to another by TCP and compares what arrives.
-func transfer(t *testing.T, ctx context.Context, w *World, from, to string, at netip.Addr, size int64) {
+// transfer sends size bytes from one node to another by TCP and compares what arrives. After each part of it, but the last,
+// something is done.
+func transfer(t *testing.T, ctx context.Context, w *World, from, to string, at netip.Addr, size int64, between ...func()) {
 	t.Helper()
 	ln, err := w.Listen(to, netip.AddrPortFrom(at, 5001))
 	if err != nil {
@@ -133,11 +134,17 @@ func transfer(t *testing.T, ctx context.Context, w *World, from, to string, at n
 	for i := range chunk {
 		chunk[i] = byte(i * 31)
 	}
-	for sent := int64(0); sent < size; sent += int64(len(chunk)) {
-		chunk[0]++
-		h.Write(chunk)
-		if _, err := c.Write(chunk); err != nil {
-			t.Fatalf("after %d bytes from %s to %s: %v", sent, from, to, err)
+	parts := int64(len(between) + 1)
+	for i := range parts {
+		for sent := int64(0); sent < size/parts; sent += int64(len(chunk)) {
+			chunk[0]++
+			h.Write(chunk)
+			if _, err := c.Write(chunk); err != nil {
+				t.Fatalf("part %d from %s to %s, after %d bytes: %v", i, from, to, sent, err)
+			}
+		}
+		if i < parts-1 {
+			between[i]()
 		}
 	}
 	c.Close()
@@ -303,5 +310,81 @@ func TestNeighbourShares(t *testing.T) {
 	var s api.Status
 	if err := w.Weft(ctx, "n1", &s, "status"); err != nil || s.Yggdrasil != "shared" {
 		t.Errorf("n1 says %q, %v", s.Yggdrasil, err)
+	}
+}
+
+// TestFlowMovesPlanes: one TCP connection goes over Yggdrasil, then natively, when the nodes become neighbours, then over
+// Yggdrasil again.
+func TestFlowMovesPlanes(t *testing.T) {
+	w, ctx := village(t, line2)
+	_, at := between(t, w, "n0", "n1", 1)
+	uri := fmt.Sprintf("tcp://%s:9001", at)
+	native := fmt.Sprintf("udp://%s:7117", at)
+	if err := w.Configure("n0", yggOnly(fmt.Sprintf("peers = [%q]\n", uri))); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Configure("n1", yggOnly(fmt.Sprintf("listen = [%q]\n", uri))); err != nil {
+		t.Fatal(err)
+	}
+	start(t, w)
+	there := address(t, ctx, w, "n1")
+	pings(t, ctx, w, "n0", there)
+	// on reports which plane carried more bytes of n0 since the last call, in megabytes.
+	var last [2]uint64
+	on := func(want string) {
+		t.Helper()
+		var s api.Status
+		if err := w.Weft(ctx, "n0", &s, "status"); err != nil {
+			t.Fatal(err)
+		}
+		now := [2]uint64{s.Counters.TxBytes >> 20, yggPeer(t, ctx, w, "n0", uri).TxBytes >> 20}
+		last[0] = min(last[0], now[0]) // the counter sums up the links that there are
+		nativeMB, yggMB := now[0]-last[0], now[1]-last[1]
+		if last = now; want == "native" && nativeMB < 2*yggMB || want == "yggdrasil" && yggMB < 2*nativeMB {
+			t.Errorf("native %d MB, Yggdrasil %d MB, want it to be %s", nativeMB, yggMB, want)
+		}
+	}
+	reachable := func() bool {
+		var routes []api.Route
+		if err := w.Weft(ctx, "n0", &routes, "routes"); err != nil {
+			t.Fatal(err)
+		}
+		return len(routes) == 1 && !routes[0].Unreachable
+	}
+	transfer(t, ctx, w, "n0", "n1", there, 90<<20, func() {
+		on("yggdrasil")
+		if err := w.Weft(ctx, "n0", nil, "peers", "add", native); err != nil {
+			t.Fatal(err)
+		}
+		until(t, ctx, "they are neighbours", reachable)
+	}, func() {
+		on("native")
+		if err := w.Weft(ctx, "n0", nil, "peers", "rm", native); err != nil {
+			t.Fatal(err)
+		}
+		until(t, ctx, "they are strangers again", func() bool { return !reachable() })
+	})
+	on("yggdrasil")
+}
+
+// TestMulticastFindsStock: a Weft node without any config and a stock node on one cable find each other, if their passwords agree.
+func TestMulticastFindsStock(t *testing.T) {
+	w, ctx := village(t, line2)
+	start(t, w, "n0")
+	here := address(t, ctx, w, "n0")
+	p, there := stock(t, ctx, w, "n1", "--multicast", ".*")
+	pings(t, ctx, w, "n0", there)
+	pings(t, ctx, w, "n1", here)
+	p.Kill()
+	until(t, ctx, "the link is gone", func() bool { return yggPeer(t, ctx, w, "n0", "").State != "up" })
+	stock(t, ctx, w, "n1", "--multicast", ".*", "--password", "other")
+	for range 5 { // beacons come every second or two at first
+		if _, err := w.Exec(ctx, "n0", "ping", "-c", "1", "-W", "1", there.String()); err == nil {
+			t.Fatal("a node with another password was linked")
+		}
+		if x := yggPeer(t, ctx, w, "n0", ""); x.State == "up" {
+			t.Fatalf("a link with another password is up: %+v", x)
+		}
+		time.Sleep(time.Second)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 
 	"github.com/gologme/log"
@@ -27,6 +28,7 @@ import (
 	yggconfig "github.com/yggdrasil-network/yggdrasil-go/src/config"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
 	"github.com/yggdrasil-network/yggdrasil-go/src/ipv6rwc"
+	"github.com/yggdrasil-network/yggdrasil-go/src/multicast"
 	yggtun "github.com/yggdrasil-network/yggdrasil-go/src/tun"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
@@ -70,6 +72,8 @@ func yggdrasil(ctx context.Context, args []string, out io.Writer) error {
 	var listen, peer list
 	fs.Var(&listen, "listen", "URI to listen on (repeat)")
 	fs.Var(&peer, "peer", "URI of a peer (repeat)")
+	find := fs.String("multicast", "", "find nodes on interfaces whose name matches this regular expression")
+	password := fs.String("password", "", "password of multicast")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
@@ -102,6 +106,17 @@ func yggdrasil(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("start the Yggdrasil interface: %w", err)
 	}
 	defer t.Stop()
+	if *find != "" {
+		re, err := regexp.Compile(*find)
+		if err != nil {
+			return fmt.Errorf("--multicast: %w", err)
+		}
+		m, err := multicast.New(c, logger, multicast.MulticastInterface{Regex: re, Beacon: true, Listen: true, Password: *password})
+		if err != nil {
+			return fmt.Errorf("start Yggdrasil's multicast: %w", err)
+		}
+		defer m.Stop()
+	}
 	fmt.Fprintln(out, Ready, YggdrasilAddr(seed))
 	<-ctx.Done()
 	return nil
