@@ -23,7 +23,7 @@ const (
 	ClassRoute         byte = 1
 	ClassPay           byte = 2
 	ClassMeter         byte = 3
-	ClassIntroductions byte = 4
+	ClassIntroductions byte = 4 // stays in this room
 	numClasses              = 8 // values below are accepted
 )
 
