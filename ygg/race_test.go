@@ -1,0 +1,5 @@
+//go:build race && !no_ygg
+
+package ygg
+
+const raceDetector = true
