@@ -32,11 +32,11 @@ type world struct {
 	gone  map[ident.NodeID]bool // no route
 
 	elsewhere func(*tun.Packet) (int, bool)
-	mu    sync.Mutex
-	tap   func(from, to *peer, d []byte) []byte
-	ctx   context.Context
-	stop  context.CancelFunc
-	wg    sync.WaitGroup
+	mu        sync.Mutex
+	tap       func(from, to *peer, d []byte) []byte
+	ctx       context.Context
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
 }
 
 type peer struct {
