@@ -78,12 +78,12 @@ func parseYggdrasil(text []byte) (*FromYggdrasil, error) {
 	}
 	for i, u := range peers {
 		if err := CheckYggdrasilURI(u, false); err != nil {
-			return nil, fmt.Errorf("Peers[%d]: %w", i+1, err)
+			return nil, fmt.Errorf("field Peers[%d]: %w", i+1, err)
 		}
 	}
 	for i, u := range listen {
 		if err := CheckYggdrasilURI(u, true); err != nil {
-			return nil, fmt.Errorf("Listen[%d]: %w", i+1, err)
+			return nil, fmt.Errorf("field Listen[%d]: %w", i+1, err)
 		}
 	}
 	for i, k := range allowed {

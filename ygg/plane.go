@@ -326,7 +326,7 @@ func (p *Plane) Carry(ctx context.Context, key ident.PublicKey, inbound bool, co
 	}()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	if err := p.core.HandleConn(key[:], c, carriedPriority); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("Yggdrasil over the mesh: %w", err)
+		return fmt.Errorf("carry Yggdrasil over the mesh: %w", err)
 	}
 	return ctx.Err()
 }
