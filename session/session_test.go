@@ -575,8 +575,12 @@ func TestClosedNetworkNeedsTheKey(t *testing.T) {
 }
 
 // Under load, an Init that does not name its sender is dropped before any Diffie–Hellman, one that does gets a cookie, and
-// one with a cookie gets through.
+// one with a cookie gets through. The bubble keeps a slow processor from ending the turns that the test counts.
 func TestUnderLoadOnlyProvenSourcesCost(t *testing.T) {
+	synctest.Test(t, testUnderLoad)
+}
+
+func testUnderLoad(t *testing.T) {
 	ag, _ := ident.Generate()
 	bg, _ := ident.Generate()
 	w := &world{nodes: map[ident.NodeID]*peer{ag.Public().ID(): {agent: ag}}, room: 1420}
