@@ -38,7 +38,7 @@ type Options struct {
 
 // The names that Only knows.
 var (
-	Systems    = []string{"weft", "yggdrasil", "wireguard", "wireguard-hops", "kernel", "kernel-plain"}
+	Systems    = []string{"weft", "yggdrasil", plane, "wireguard", "wireguard-hops", "kernel", "kernel-plain"}
 	Topologies = []string{"line2", "line3", "line5", "diamond", "join"}
 	Measures   = []string{"tcp", "udp", "rtt", "idle", "heal", "join"}
 )
@@ -210,7 +210,7 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 		idle = b.wants(Measures, "idle")
 	}
 	for _, s := range can {
-		if b.wants(Systems, s) && (s != "weft" || b.opt.Binary != "") && (s != "wireguard-hops" || nodes[topology] > 2) {
+		if b.wants(Systems, s) && (s != "weft" && s != plane || b.opt.Binary != "") && (s != "wireguard-hops" || nodes[topology] > 2) {
 			systems = append(systems, s)
 		}
 	}

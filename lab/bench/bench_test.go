@@ -51,7 +51,7 @@ func TestShort(t *testing.T) {
 		systems []string
 		figures []string
 	}{
-		{"line2", []string{"tcp", "udp", "rtt", "idle"}, []string{"weft", "yggdrasil", "wireguard", "kernel", "kernel-plain"}, []string{"tcp", "udp", "rtt", "rtt99"}},
+		{"line2", []string{"tcp", "udp", "rtt", "idle"}, []string{"weft", "yggdrasil", plane, "wireguard", "kernel", "kernel-plain"}, []string{"tcp", "udp", "rtt", "rtt99"}},
 		{"line3", []string{"tcp", "rtt", "weft", "yggdrasil", "wireguard", "wireguard-hops"}, []string{"weft", "yggdrasil", "wireguard", "wireguard-hops"}, []string{"tcp", "cpu-endpoint", "rtt"}},
 		{"line5", []string{"tcp", "rtt", "weft", "kernel"}, []string{"weft", "kernel"}, []string{"tcp", "rtt"}},
 		{"diamond", []string{"heal", "weft"}, []string{"weft"}, []string{"heal-kill", "heal-down", "heal-silent"}},
@@ -98,9 +98,9 @@ func TestTargetsCompareInTheRightDirection(t *testing.T) {
 		got[x.Measure] = x
 	}
 	for measure, want := range map[string]TargetResult{
-		"tcp":          {"line2", "tcp", "yggdrasil", "≥ 2.4x", 4 / 1.5, true},
-		"cpu-endpoint": {"line2", "cpu-endpoint", "yggdrasil", "≤ 0.45x", 0.5, false},
-		"join":         {"join", "join", "", "≤ 2", 1.5, true},
+		"tcp":          {"weft", "line2", "tcp", "yggdrasil", "≥ 2.4x", 4 / 1.5, true},
+		"cpu-endpoint": {"weft", "line2", "cpu-endpoint", "yggdrasil", "≤ 0.45x", 0.5, false},
+		"join":         {"weft", "join", "join", "", "≤ 2", 1.5, true},
 	} {
 		if got[measure] != want {
 			t.Errorf("%s: %+v, want %+v", measure, got[measure], want)

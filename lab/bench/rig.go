@@ -43,6 +43,12 @@ const (
 	flowPort = 5201 // iperf3's
 )
 
+// plane is Weft with its native links off: all goes over the Yggdrasil plane.
+const plane = "weft-yggdrasil"
+
+// planeConfig is weftConfig for it; the peers follow.
+var planeConfig = weftConfig + fmt.Sprintf("\n[multicast]\nenabled = false\n\n[yggdrasil]\nenabled = \"on\"\nlisten = [\"tcp://[::]:%d\"]\n", yggPort)
+
 // weftConfig lets the measuring tools in; all else is as a stranger finds it.
 var weftConfig = fmt.Sprintf("[tun]\nname = %q\n\n[firewall]\nrules = [\"allow tcp %d from any\", \"allow udp %d from any\"]\n", netns.Interface, flowPort, flowPort)
 
@@ -156,7 +162,7 @@ func (r *rig) underlay() error {
 			}
 		}
 	}
-	if r.system == "yggdrasil" {
+	if r.system == "yggdrasil" || r.system == plane {
 		return nil
 	}
 	var script strings.Builder
@@ -195,8 +201,18 @@ func (r *rig) start(ctx context.Context, i int) error {
 	switch r.system {
 	case "kernel", "kernel-plain":
 		return nil
-	case "weft":
-		if err := r.w.Configure(r.nodes[i], weftConfig); err != nil {
+	case "weft", plane:
+		config := weftConfig
+		if r.system == plane {
+			var uris []string
+			for _, e := range r.edges {
+				if e.b == i {
+					uris = append(uris, fmt.Sprintf("%q", fmt.Sprintf("tcp://[%s]:%d", e.aAddr, yggPort)))
+				}
+			}
+			config = planeConfig + "peers = [" + strings.Join(uris, ", ") + "]\n"
+		}
+		if err := r.w.Configure(r.nodes[i], config); err != nil {
 			return err
 		}
 		if err := r.w.Start(r.nodes[i]); err != nil {
