@@ -157,6 +157,8 @@ func (c *versionCmd) Run(e *env) error {
 		for _, name := range slices.Sorted(maps.Keys(parts)) {
 			e.say("  %-10s %s", name, map[bool]string{true: "built in", false: "left out"}[parts[name]])
 		}
+		e.say("Yggdrasil costs about 1.8 MB of the program and 1.6 MB of memory (docs/develop.md):")
+		e.say("[yggdrasil] enabled = \"off\" saves the memory, the build tag no_ygg both.")
 	}
 	return nil
 }

@@ -8,11 +8,15 @@ import (
 	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"net/url"
+	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -31,7 +35,8 @@ import (
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/quic-go/quic-go.(*Conn).run"), goleak.IgnoreAnyFunction("github.com/quic-go/quic-go.(*sendQueue).Run"),
 		goleak.IgnoreAnyFunction("github.com/quic-go/quic-go.(*Transport).runSendQueue"), goleak.IgnoreAnyFunction("github.com/quic-go/quic-go.(*Transport).listen"),
-		goleak.IgnoreTopFunction("github.com/yggdrasil-network/yggdrasil-go/src/core.(*linkQUICListener).Accept"))
+		goleak.IgnoreTopFunction("github.com/yggdrasil-network/yggdrasil-go/src/core.(*linkQUICListener).Accept"),
+		goleak.IgnoreTopFunction("github.com/yggdrasil-network/yggdrasil-go/src/core.(*linkWSListener).Accept"))
 }
 
 // open lets everything pass and counts.
@@ -548,8 +553,21 @@ func TestPeers(t *testing.T) {
 		}
 		return Peer{}
 	}
-	for _, scheme := range []string{"tcp", "tls", "quic"} {
-		uri := s.listen(t, scheme+"://127.0.0.1:0")
+	for _, scheme := range []string{"tcp", "tls", "quic", "ws", "wss", "unix", "socks", "sockstls"} {
+		var uri string
+		switch scheme {
+		case "unix":
+			uri = "unix://" + filepath.Join(t.TempDir(), "sock")
+			s.listen(t, uri)
+		case "wss": // as behind a web server: that ends TLS
+			uri = "wss://" + relay(t, strings.TrimPrefix(s.listen(t, "ws://127.0.0.1:0"), "ws://"))
+		case "socks":
+			uri = "socks://" + socksServer(t) + "/" + strings.TrimPrefix(s.listen(t, "tcp://127.0.0.1:0"), "tcp://")
+		case "sockstls":
+			uri = "sockstls://" + socksServer(t) + "/" + strings.TrimPrefix(s.listen(t, "tls://127.0.0.1:0"), "tls://")
+		default:
+			uri = s.listen(t, scheme+"://127.0.0.1:0")
+		}
 		if err := a.AddPeer(uri); err != nil {
 			t.Fatal(err)
 		}
@@ -581,6 +599,75 @@ func TestPeers(t *testing.T) {
 			t.Errorf("%s was taken", bad)
 		}
 	}
+}
+
+// relay is a TLS server that passes everything on to another address.
+func relay(t *testing.T, to string) string {
+	agent, err := ident.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := agent.Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, ln, func(c net.Conn) (net.Conn, error) { return net.Dial("tcp", to) })
+	return ln.Addr().String()
+}
+
+// serve passes what comes in on to where dial leads, until the test ends.
+func serve(t *testing.T, ln net.Listener, dial func(net.Conn) (net.Conn, error)) {
+	var wg sync.WaitGroup
+	pass := func(c net.Conn) {
+		defer c.Close()
+		to, err := dial(c)
+		if err != nil {
+			return
+		}
+		wg.Go(func() { io.Copy(to, c); to.Close() })
+		io.Copy(c, to)
+	}
+	wg.Go(func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { pass(c) })
+		}
+	})
+	t.Cleanup(func() { ln.Close(); wg.Wait() })
+}
+
+// socksServer is a SOCKS5 proxy that knows CONNECT to IPv4 addresses and asks for nothing (RFC 1928).
+func socksServer(t *testing.T) string {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, ln, func(c net.Conn) (net.Conn, error) {
+		b := make([]byte, 10)
+		if _, err := io.ReadFull(c, b[:2]); err != nil {
+			return nil, err
+		}
+		if _, err := io.ReadFull(c, make([]byte, b[1])); err != nil {
+			return nil, err
+		}
+		c.Write([]byte{5, 0})
+		if _, err := io.ReadFull(c, b); err != nil || b[1] != 1 || b[3] != 1 {
+			return nil, errors.New("not a CONNECT to an IPv4 address")
+		}
+		to, err := net.Dial("tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), binary.BigEndian.Uint16(b[8:])).String())
+		if err == nil {
+			c.Write([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0})
+		}
+		return to, err
+	})
+	return ln.Addr().String()
 }
 
 // TestFailsWhole: what cannot be opened is an error, and nothing is left.
