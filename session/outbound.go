@@ -168,68 +168,24 @@ func inner(ip []byte, elided bool) []byte {
 	return pt
 }
 
-// segments cuts a super-packet and seals each segment. The header of segment i+1 is written over the tail of segment i,
-// which is sealed by then: nothing is copied but the header.
+// segments cuts a super-packet and seals each segment before the next one's header is written over it.
 func (o *outbound) segments(s *Session, k *keypair, p *tun.Packet, elided bool, most int) {
 	ip := p.Data
-	l4, ok := tun.Transport(ip)
-	if !ok || l4.Offset != ipv6Header {
-		return
-	}
-	hdr, tcp := l4.Offset+8, l4.Proto == tun.ProtoTCP
-	if tcp {
-		if len(ip) < l4.Offset+20 {
-			return
-		}
-		hdr = l4.Offset + int(ip[l4.Offset+12]>>4)*4
-	} else if l4.Proto != tun.ProtoUDP {
+	hdr, ok := tun.HeaderLen(ip)
+	if !ok {
 		return
 	}
 	size := int(p.SegSize)
-	if hdr < l4.Offset+8 || len(ip) < hdr {
-		return
-	}
 	if hdr+size > most {
 		o.tell(ip[:min(len(ip), 1280)], icmpTooBig, 0, uint32(max(most, 1280)))
 		return
 	}
-	var head [ipv6Header + 60]byte
-	copy(head[:hdr], ip[:hdr])
-	flags, seq := byte(0), uint32(0)
-	if tcp {
-		flags, seq = head[l4.Offset+13], binary.BigEndian.Uint32(head[l4.Offset+4:])
-	}
-	for at := hdr; at < len(ip); at += size {
-		end := min(at+size, len(ip))
-		seg := ip[at-hdr : end] // overwritten with this segment's own header
-		h := seg[:hdr]
-		copy(h, head[:hdr])
-		binary.BigEndian.PutUint16(h[4:], uint16(len(seg)-ipv6Header))
-		if tcp {
-			binary.BigEndian.PutUint32(h[l4.Offset+4:], seq)
-			f := flags
-			if end < len(ip) {
-				f &^= tcpFIN | tcpPSH
-			}
-			if at > hdr {
-				f &^= tcpCWR
-			}
-			h[l4.Offset+13] = f
-			seq += uint32(end - at)
-		} else {
-			binary.BigEndian.PutUint16(h[l4.Offset+4:], uint16(len(seg)-l4.Offset))
-		}
+	tun.Cut(ip, hdr, size, func(seg []byte) {
 		o.add(s, k, inner(seg, elided), true)
 		s.sentPackets.Add(1)
-	}
+	})
 	s.sentBytes.Add(uint64(len(ip)))
 }
-
-const (
-	tcpFIN = 0x01
-	tcpPSH = 0x08
-	tcpCWR = 0x80
-)
 
 // add seals one plaintext into the burst, sending the burst first when it does not fit.
 func (o *outbound) add(s *Session, k *keypair, pt []byte, partial bool) {

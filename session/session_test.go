@@ -153,6 +153,8 @@ func (w *world) Room(id ident.NodeID) (int, bool) {
 	return w.room, ok && !w.gone[id]
 }
 
+const tcpPSH = 0x08
+
 // udp makes a UDP packet; tcp a TCP super-packet or segment. Checksums are partial.
 func udp(from, to netip.Addr, payload []byte) []byte {
 	b := make([]byte, 48+len(payload))
