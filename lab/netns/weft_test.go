@@ -60,7 +60,7 @@ func village(t *testing.T, text string) (*World, context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
 	w, err := Build(ctx, m, Options{Binary: bin})
 	if err != nil {
