@@ -17,6 +17,7 @@ package firewall
 import (
 	"fmt"
 	"hash/maphash"
+	"iter"
 	"net/netip"
 	"slices"
 	"sync"
@@ -29,6 +30,7 @@ import (
 // Limits bound the memory that flows may take. A flow is 56 bytes.
 const (
 	MaxFlowsPerPeer = 4096  // slots of one peer's table
+	MaxFlowsOutside = 32768 // slots of the internet's table: a household may hang on it
 	MaxFlows        = 65536 // slots of all tables together, beyond the baseFlows that every peer always has
 	maxIdlePeers    = 1024  // peers without a session whose flows are still remembered
 	sweepEvery      = 30    // seconds between clearing out what has expired
@@ -42,6 +44,7 @@ type Firewall struct {
 	rules  atomic.Pointer[compiled]
 	seed   maphash.Seed
 	budget atomic.Int64 // slots that tables may still take
+	out    *Peer        // the internet
 
 	mu     sync.Mutex
 	user   Rules
@@ -90,6 +93,7 @@ func New(self ident.PublicKey, rules Rules, now time.Time) (*Firewall, error) {
 	f := &Firewall{self: localOf(self), start: now, seed: maphash.MakeSeed(), peers: map[ident.PublicKey]*Peer{}}
 	f.sec.Store(1)
 	f.budget.Store(MaxFlows)
+	f.out = &Peer{f: f, outside: true, users: 1, table: table{seed: f.seed, most: MaxFlowsOutside}}
 	if err := f.SetRules(rules); err != nil {
 		return nil, err
 	}
@@ -179,6 +183,10 @@ func (f *Firewall) Tick(now time.Time) {
 		return
 	}
 	f.swept = sec
+	f.out.mu.Lock()
+	f.out.table.sweep(sec, &f.budget)
+	f.out.lastIn, f.out.lastOut = nil, nil
+	f.out.mu.Unlock()
 	for key, p := range f.peers {
 		p.mu.Lock()
 		live := p.table.sweep(sec, &f.budget)
@@ -206,7 +214,7 @@ func (f *Firewall) Peer(key ident.PublicKey, community bool) *Peer {
 	if p == nil {
 		f.makeRoomLocked()
 		p = &Peer{f: f, key: key, at: localOf(key)}
-		p.table.seed = f.seed
+		p.table.seed, p.table.most = f.seed, MaxFlowsPerPeer
 		f.peers[key] = p
 	}
 	p.mu.Lock()
@@ -217,6 +225,11 @@ func (f *Firewall) Peer(key ident.PublicKey, community bool) *Peer {
 	p.rules = nil // to be filtered anew for this peer
 	return p
 }
+
+// Outside returns the state for what is not in the mesh: the internet as seen through a gateway. Nothing can be started
+// from there, whatever the rules say, neither flow nor echo: In passes answers alone, from whichever gateway they come.
+// IPv4 packets are judged here too. It is never released.
+func (f *Firewall) Outside() *Peer { return f.out }
 
 // makeRoomLocked forgets a peer without session when there are too many of them.
 func (f *Firewall) makeRoomLocked() {
@@ -241,9 +254,10 @@ func (f *Firewall) makeRoomLocked() {
 
 // Peer is the firewall's state for one remote key. In and Out may be called from different goroutines at once.
 type Peer struct {
-	f   *Firewall
-	key ident.PublicKey
-	at  local
+	f       *Firewall
+	key     ident.PublicKey
+	at      local
+	outside bool // no peer but the internet
 
 	mu        sync.Mutex
 	users     int
@@ -273,7 +287,7 @@ func (p *Peer) Release() {
 // Out notes an outbound packet, or super-packet, to this peer: what answers it may come in.
 func (p *Peer) Out(ip []byte) {
 	var pk packet
-	if !pk.parse(ip, outbound) {
+	if !pk.parse(ip, outbound, p.outside) {
 		return // it goes out all the same; it just opens nothing
 	}
 	switch pk.class {
@@ -313,7 +327,7 @@ func (p *Peer) Out(ip []byte) {
 // In decides about a packet from this peer: true lets it pass.
 func (p *Peer) In(ip []byte) bool {
 	var pk packet
-	if !pk.parse(ip, inbound) {
+	if !pk.parse(ip, inbound, p.outside) {
 		p.mu.Lock()
 		p.stats.Malformed++
 		p.mu.Unlock()
@@ -431,6 +445,10 @@ func (p *Peer) inFlow(pk *packet, now uint32) bool {
 
 // judge asks the rules whether the peer may start the flow.
 func (p *Peer) judge(k *flowKey) bool {
+	if p.outside {
+		p.stats.Closed++
+		return false
+	}
 	_, behind := p.f.self.owns(k.local())
 	for _, r := range p.mine {
 		if r.rule.matches(k, behind) {
@@ -449,8 +467,12 @@ func (p *Peer) judge(k *flowKey) bool {
 	return false
 }
 
-// ours reports whether the key's ends are this node's and the peer's, or behind them.
+// ours reports whether the key's ends are this node's and the peer's, or behind them; of the internet it is enough that the
+// other end is not in the mesh, since only flows that the host began are let in.
 func (p *Peer) ours(k *flowKey) bool {
+	if p.outside {
+		return byte(k[2])&0xfe != 2 // ident.MeshPrefix, 200::/7: words are little-endian
+	}
 	a, b := p.f.self.owns(k.local())
 	c, d := p.at.owns(k.remote())
 	return (a || b) && (c || d)
@@ -497,7 +519,7 @@ type Stats struct {
 	Passed      uint64 `json:"passed"`
 	Closed      uint64 `json:"closed"`      // refused because no rule allows it
 	Blocked     uint64 `json:"blocked"`     // refused by a block rule
-	Malformed   uint64 `json:"malformed"`   // not IPv6, truncated, contradictory, or with headers nobody should send
+	Malformed   uint64 `json:"malformed"`   // not IP, truncated, contradictory, or with headers nobody should send
 	Unsolicited uint64 `json:"unsolicited"` // ICMP errors and echo replies that answer nothing
 	Fragments   uint64 `json:"fragments"`   // later fragments whose first did not pass before
 	Misdirected uint64 `json:"misdirected"` // between addresses that are not the peer's and ours
@@ -522,12 +544,26 @@ func (f *Firewall) Stats() Stats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	sum := f.gone
-	for _, p := range f.peers {
+	for p := range f.allLocked() {
 		p.mu.Lock()
 		sum.add(p.stats)
 		p.mu.Unlock()
 	}
 	return sum
+}
+
+// allLocked yields every peer and the internet.
+func (f *Firewall) allLocked() iter.Seq[*Peer] {
+	return func(yield func(*Peer) bool) {
+		if !yield(f.out) {
+			return
+		}
+		for _, p := range f.peers {
+			if !yield(p) {
+				return
+			}
+		}
+	}
 }
 
 // RuleStatus is a rule in force and how many flows it has decided since it came into force.
@@ -565,7 +601,7 @@ func (f *Firewall) Flows(limit int) []Flow {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var out []Flow
-	for _, p := range f.peers {
+	for p := range f.allLocked() {
 		p.mu.Lock()
 		for fl := range p.table.all(now) {
 			if limit > 0 && len(out) == limit {

@@ -43,7 +43,7 @@ func addrOf(hi, lo uint64) netip.Addr {
 	var b [16]byte
 	binary.LittleEndian.PutUint64(b[:], hi)
 	binary.LittleEndian.PutUint64(b[8:], lo)
-	return netip.AddrFrom16(b)
+	return netip.AddrFrom16(b).Unmap()
 }
 
 // What is known of a flow.
@@ -149,6 +149,7 @@ func (fl *flow) describe(peer ident.PublicKey, now uint32) Flow {
 // so half-open connections and probes go before established ones. The seed is secret, so nobody can aim at a bucket.
 type table struct {
 	seed    maphash.Seed
+	most    int      // slots
 	buckets []bucket // a power of two
 }
 
@@ -207,7 +208,7 @@ func (t *table) slots() int { return len(t.buckets) * ways }
 
 // grow doubles the table, if the limits allow.
 func (t *table) grow(now uint32, budget *atomic.Int64) bool {
-	if t.slots()*2 > MaxFlowsPerPeer {
+	if t.slots()*2 > t.most {
 		return false
 	}
 	if budget.Add(-int64(t.slots())) < 0 {
@@ -220,7 +221,7 @@ func (t *table) grow(now uint32, budget *atomic.Int64) bool {
 
 // rebuild moves the live flows into n buckets. Growing never overfills a bucket; when shrinking does, it gives up.
 func (t *table) rebuild(n int, now uint32) bool {
-	next := table{seed: t.seed, buckets: make([]bucket, n)}
+	next := table{seed: t.seed, most: t.most, buckets: make([]bucket, n)}
 	for fl := range t.all(now) {
 		b := next.bucket(&fl.key)
 		i := 0

@@ -29,7 +29,7 @@ func FuzzPacket(f *testing.F) {
 				t.Fatal("an open firewall is stricter than a closed one")
 			}
 			var pk packet
-			if !pk.parse(ip, inbound) || pk.class != classEchoRequest && pk.class != classLaterFragment {
+			if !pk.parse(ip, inbound, false) || pk.class != classEchoRequest && pk.class != classLaterFragment {
 				t.Fatalf("passed, but is of class %d", pk.class)
 			}
 		}

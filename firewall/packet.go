@@ -5,6 +5,7 @@ import "encoding/binary"
 // IP protocol numbers that mean something here.
 const (
 	protoHopByHop  = 0
+	protoICMPv4    = 1
 	protoTCP       = 6
 	protoUDP       = 17
 	protoRouting   = 43
@@ -15,6 +16,7 @@ const (
 	maxExtensions  = 8   // headers between the IPv6 header and the transport; nobody sends more in good faith
 	minFragment    = 512 // bytes; senders fragment at 1280 or more, so only an attack has smaller ones before the last
 	ipv6HeaderSize = 40
+	ipv4HeaderSize = 20
 )
 
 // TCP flags.
@@ -61,7 +63,12 @@ func (p *packet) fragmentKey() flowKey {
 
 // parse reads the headers of ip and reports whether they make sense. Inbound packets are held to every length they state;
 // outbound ones come from this host, and may be super-packets.
-func (p *packet) parse(ip []byte, dir direction) bool {
+//
+// IPv4 is taken only where allow4 says so, with its addresses as ::ffff:0:0/96 and ICMP as ICMPv6 that says the same.
+func (p *packet) parse(ip []byte, dir direction, allow4 bool) bool {
+	if allow4 && len(ip) >= ipv4HeaderSize && ip[0]>>4 == 4 {
+		return p.parse4(ip, dir)
+	}
 	if len(ip) < ipv6HeaderSize || ip[0]>>4 != 6 {
 		return false
 	}
@@ -85,6 +92,62 @@ func (p *packet) parse(ip []byte, dir direction) bool {
 		}
 	}
 	return p.transport(ip[at:], proto, dir)
+}
+
+// mapped returns an IPv4 address as the words of ::ffff:a.b.c.d.
+func mapped(b []byte) (hi, lo uint64) {
+	return 0, 0xffff0000 | uint64(binary.LittleEndian.Uint32(b))<<32
+}
+
+// parse4 is parse for IPv4 (RFC 791).
+func (p *packet) parse4(ip []byte, dir direction) bool {
+	hdr := int(ip[0]&0x0f) * 4
+	if hdr < ipv4HeaderSize || hdr > len(ip) || dir == inbound && int(binary.BigEndian.Uint16(ip[2:])) != len(ip) {
+		return false
+	}
+	here, there := 16, 12
+	if dir == outbound {
+		here, there = 12, 16
+	}
+	p.key[0], p.key[1] = mapped(ip[here:])
+	p.key[2], p.key[3] = mapped(ip[there:])
+	word, proto := binary.BigEndian.Uint16(ip[6:]), ip[9]
+	p.id = uint32(binary.BigEndian.Uint16(ip[4:])) | uint32(proto)<<16
+	offset := int(word&0x1fff) * 8
+	p.fragment = word&0x2000 != 0
+	switch {
+	case offset == 0:
+		return p.transport(ip[hdr:], icmpOf4(proto), dir)
+	case offset < 64 || offset+len(ip)-hdr > 65535: // would overwrite the header that was judged (RFC 1858)
+		return false
+	}
+	p.class = classLaterFragment
+	p.key = p.fragmentKey()
+	return true
+}
+
+// icmpOf4 makes ICMP one protocol; ICMPv6 over IPv4 means nothing, as ICMP over IPv6.
+func icmpOf4(proto uint8) uint8 {
+	switch proto {
+	case protoICMPv4:
+		return protoICMP
+	case protoICMP:
+		return protoNone
+	}
+	return proto
+}
+
+// type6 is the ICMPv6 type that says the same as an ICMP type (RFC 792), 255 when none does.
+func type6(t uint8) uint8 {
+	switch t {
+	case 8:
+		return 128
+	case 0:
+		return 129
+	case 3, 11, 12: // unreachable, time exceeded, parameter problem
+		return 1
+	}
+	return 255
 }
 
 // extensions walks the extension headers (RFC 8200 section 4) and returns the protocol behind them and where it starts, or
@@ -180,7 +243,11 @@ func (p *packet) icmp(b []byte, dir direction) bool {
 	if len(b) < 8 {
 		return false
 	}
-	switch t := b[0]; {
+	t := b[0]
+	if v4 := p.key[1]&0xffffffff == 0xffff0000 && p.key[0] == 0; v4 {
+		t = type6(t)
+	}
+	switch {
 	case t == 128 || t == 129:
 		p.class = classEchoRequest
 		if t == 129 {
@@ -204,6 +271,9 @@ func (p *packet) icmp(b []byte, dir direction) bool {
 
 // quoted reads the packet that an ICMP error quotes: one that this node sent.
 func (p *packet) quoted(ip []byte) bool {
+	if p.key[1]&0xffffffff == 0xffff0000 && p.key[0] == 0 {
+		return p.quoted4(ip)
+	}
 	if len(ip) < ipv6HeaderSize || ip[0]>>4 != 6 {
 		return false
 	}
@@ -214,6 +284,25 @@ func (p *packet) quoted(ip []byte) bool {
 	}
 	b := ip[at:]
 	p.about = flowKey{le(ip[8:]), le(ip[16:]), le(ip[24:]), le(ip[32:])}
+	return p.aboutFlow(b, proto)
+}
+
+// quoted4 is quoted for IPv4.
+func (p *packet) quoted4(ip []byte) bool {
+	if len(ip) < ipv4HeaderSize || ip[0]>>4 != 4 {
+		return false
+	}
+	hdr := int(ip[0]&0x0f) * 4
+	if hdr < ipv4HeaderSize || len(ip) < hdr+8 || binary.BigEndian.Uint16(ip[6:])&0x1fff != 0 {
+		return false
+	}
+	p.about[0], p.about[1] = mapped(ip[12:])
+	p.about[2], p.about[3] = mapped(ip[16:])
+	return p.aboutFlow(ip[hdr:], icmpOf4(ip[9]))
+}
+
+// aboutFlow completes the key of the flow that an error is about from the start of its transport header.
+func (p *packet) aboutFlow(b []byte, proto uint8) bool {
 	if p.about[0] != p.key[0] || p.about[1] != p.key[1] {
 		return false // told to somebody who did not send it
 	}

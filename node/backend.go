@@ -74,8 +74,8 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 	}
 	for _, i := range n.sessions.Sessions() {
 		x := api.Session{Key: i.Peer, ID: i.Peer.ID().String(), Address: i.Peer.Addr(), Name: n.routing.name(i.Peer.ID()), State: i.State,
-			Cipher: i.Cipher, AgeS: int64(i.Age / time.Second), LastRxS: int64(i.Idle / time.Second), RxBytes: i.RecvBytes, TxBytes: i.SentBytes}
-		if i.RecvPackets == 0 {
+			Cipher: i.Cipher, AgeS: int64(i.Age / time.Second), LastRxS: int64(i.Idle / time.Second), RxBytes: i.Recv.Bytes + i.OutsideRecv.Bytes, TxBytes: i.Sent.Bytes + i.OutsideSent.Bytes}
+		if i.Recv.Packets+i.OutsideRecv.Packets == 0 {
 			x.LastRxS = -1
 		}
 		if room, ok := n.routing.Room(i.Peer.ID()); ok {

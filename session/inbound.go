@@ -113,9 +113,13 @@ func (in *inbound) data(dgram, e []byte) {
 		expand(ip, pt[:meshHeader], len(pt)-meshHeader, &src, &dst)
 		in.deliver(s, ip, partial)
 		return
-	case 0x60:
-		if len(pt) < ipv6Header || int(binary.BigEndian.Uint16(pt[4:]))+ipv6Header != len(pt) {
+	case 0x40, 0x60:
+		if !whole(pt) {
 			break
+		}
+		if outside(pt) {
+			in.outside(s, pt, partial)
+			return
 		}
 		src, dst := netip.AddrFrom16([16]byte(pt[8:24])), netip.AddrFrom16([16]byte(pt[24:40]))
 		if (src == s.addr || s.subnet.Contains(src)) && (dst == m.addr || m.subnet.Contains(dst)) {
@@ -126,6 +130,14 @@ func (in *inbound) data(dgram, e []byte) {
 		if len(pt) == echoLen {
 			in.out.now = in.now
 			in.out.echo(s, innerEchoReply, binary.BigEndian.Uint64(pt[4:]), binary.BigEndian.Uint64(pt[12:]))
+			return
+		}
+	case innerMessage:
+		if len(pt) >= messageHeader && pt[2]|pt[3] == 0 {
+			m.c.messages.Add(1)
+			if f := m.cfg.Message; f != nil {
+				f(s.peer, pt[1], pt[messageHeader:])
+			}
 			return
 		}
 	case innerEchoReply:
@@ -139,10 +151,19 @@ func (in *inbound) data(dgram, e []byte) {
 
 // deliver gives the host a packet that the firewall lets pass.
 func (in *inbound) deliver(s *Session, ip []byte, partial bool) {
-	s.recvPackets.Add(1)
-	s.recvBytes.Add(uint64(len(ip)))
+	s.recv.add(len(ip))
 	if !s.filter.In(ip) {
 		in.m.c.filtered.Add(1)
+		return
+	}
+	in.host.Write(ip, partial)
+	in.wrote = true
+}
+
+// outside hands a packet that is not between mesh addresses to whoever shares the internet.
+func (in *inbound) outside(s *Session, ip []byte, partial bool) {
+	s.back.add(len(ip))
+	if f := in.m.cfg.Outside; f == nil || !f.FromPeer(s.peer, ip, partial) {
 		return
 	}
 	in.host.Write(ip, partial)

@@ -15,7 +15,8 @@ import (
 //
 //	mesh IPv6   0x10 | next header | hop limit | traffic class | flow label 4 | transport …
 //	echo        0x20, 0x30 | 0 0 0 | id 8 | time 8     request, reply
-//	raw IP      0x4v, 0x6v: the packet itself          for the /64 behind a node
+//	raw IP      0x4v, 0x6v: the packet itself          for the /64 behind a node, and through a gateway
+//	message     0x50 | channel | 0 0 | payload         between parts of the two nodes
 //	keep-alive  nothing at all
 //
 // A mesh IPv6 packet goes from the sender's own address to the receiver's, so both are left out. With flagPartial the
@@ -37,11 +38,14 @@ const (
 	innerMesh        = 0x10
 	innerEchoRequest = 0x20
 	innerEchoReply   = 0x30
+	innerMessage     = 0x50
 	innerTypeMask    = 0xf0
 
-	meshHeader = 8
-	echoLen    = 20
-	ipv6Header = 40
+	meshHeader    = 8
+	echoLen       = 20
+	messageHeader = 4
+	ipv4Header    = 20
+	ipv6Header    = 40
 )
 
 // compact writes the mesh header of an IPv6 packet into h.
@@ -63,6 +67,23 @@ func expand(ip, h []byte, payload int, src, dst *[16]byte) {
 	copy(ip[24:], dst[:])
 }
 
+// outside reports whether a packet is not between two addresses of the mesh. ip holds a whole IP header.
+func outside(ip []byte) bool {
+	// ident.MeshPrefix, 200::/7, compared as the first byte that it is.
+	return ip[0]>>4 == 4 || ip[8]&0xfe != 2 || ip[24]&0xfe != 2
+}
+
+// whole reports whether ip is one IP packet as long as its header says.
+func whole(ip []byte) bool {
+	switch {
+	case len(ip) >= ipv6Header && ip[0]>>4 == 6:
+		return int(binary.BigEndian.Uint16(ip[4:]))+ipv6Header == len(ip)
+	case len(ip) >= ipv4Header && ip[0]>>4 == 4:
+		return int(binary.BigEndian.Uint16(ip[2:])) == len(ip) && ip[0]&0x0f >= 5 && int(ip[0]&0x0f)*4 <= len(ip)
+	}
+	return false
+}
+
 // ICMPv6 error messages to the own host (RFC 4443 sections 3.1, 3.2).
 const (
 	icmpUnreachable = 1
@@ -70,6 +91,22 @@ const (
 	codeNoRoute     = 0
 	codeAddress     = 3
 )
+
+// icmp4TooBig makes an ICMP "fragmentation needed" (RFC 792, RFC 1191 section 4) about ip as if its destination had sent it.
+func icmp4TooBig(ip []byte, mtu int) []byte {
+	quote := ip[:min(len(ip), 576-ipv4Header-8)]
+	b := make([]byte, ipv4Header+8+len(quote))
+	b[0], b[8], b[9] = 0x45, 64, 1
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+	copy(b[12:16], ip[16:20])
+	copy(b[16:20], ip[12:16])
+	binary.BigEndian.PutUint16(b[10:], ^tun.Sum(b[:ipv4Header], 0))
+	b[20], b[21] = 3, 4
+	binary.BigEndian.PutUint16(b[26:], uint16(mtu))
+	copy(b[28:], quote)
+	binary.BigEndian.PutUint16(b[22:], ^tun.Sum(b[20:], 0))
+	return b
+}
 
 // icmpError makes an ICMPv6 error about ip as if its destination had sent it.
 func icmpError(ip []byte, typ, code byte, arg uint32) []byte {

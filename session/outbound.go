@@ -33,6 +33,12 @@ type outbound struct {
 	lastSess *Session
 	lastRoom int
 	lastAt   int64
+
+	// the last peer that outside packets went to, likewise
+	lastPeer     ident.PublicKey
+	lastPeerSess *Session
+	lastPeerRoom int
+	lastPeerAt   int64
 }
 
 func (m *Manager) newOutbound() *outbound {
@@ -42,13 +48,21 @@ func (m *Manager) newOutbound() *outbound {
 // packet takes one packet from the host.
 func (o *outbound) packet(p *tun.Packet) {
 	ip := p.Data
-	if len(ip) < ipv6Header || ip[0]>>4 != 6 {
-		return
+	var s *Session
+	var room int
+	switch {
+	case len(ip) >= ipv6Header && ip[0]>>4 == 6 && !outside(ip):
+		s, room = o.resolve(p)
+	case len(ip) >= ipv6Header && ip[0]>>4 == 6, len(ip) >= ipv4Header && ip[0]>>4 == 4:
+		s, room = o.resolveOutside(p)
 	}
-	s, room := o.resolve(p)
-	if s == nil {
-		return
+	if s != nil {
+		o.send(s, room, p)
 	}
+}
+
+// send seals a packet for the session, or keeps it until there are keys.
+func (o *outbound) send(s *Session, room int, p *tun.Packet) {
 	k := s.sendKey(o.now)
 	if k == nil {
 		s.queue(p)
@@ -67,9 +81,6 @@ func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 	}
 	m := o.m
 	d := netip.AddrFrom16(dst)
-	if !m.inMesh(d) {
-		return nil, 0
-	}
 	if s := netip.AddrFrom16(src); s != m.addr && !m.subnet.Contains(s) {
 		o.tell(ip, icmpUnreachable, codeNoRoute, 0)
 		return nil, 0
@@ -79,21 +90,12 @@ func (o *outbound) resolve(p *tun.Packet) (*Session, int) {
 		o.elsewhere(p, codeAddress)
 		return nil, 0
 	}
-	room, ok := m.cfg.Resolver.Room(peer.ID())
-	s := m.session(peer, ok)
-	if !ok {
-		o.elsewhere(p, codeNoRoute)
-		if s != nil {
-			s.away.Store(true)
+	s, room := o.to(peer)
+	if s == nil {
+		if _, ok := m.cfg.Resolver.Room(peer.ID()); !ok {
+			o.elsewhere(p, codeNoRoute)
 		}
 		return nil, 0
-	}
-	if s == nil {
-		return nil, 0
-	}
-	if s.away.Load() && s.away.Swap(false) {
-		s.renew.Store(true)
-		m.wantHandshake(s)
 	}
 	o.lastSrc, o.lastDst, o.lastSess, o.lastRoom, o.lastAt = src, dst, s, room, o.now
 	return s, room
@@ -112,8 +114,6 @@ func (o *outbound) elsewhere(p *tun.Packet, code byte) {
 	}
 	o.tell(p.Data, icmpUnreachable, code, 0)
 }
-
-func (m *Manager) inMesh(a netip.Addr) bool { return ident.MeshPrefix.Contains(a) }
 
 // tell sends the own host an ICMPv6 error, never about an ICMPv6 error (RFC 4443 section 2.4 e).
 func (o *outbound) tell(ip []byte, typ, code byte, arg uint32) {
@@ -139,9 +139,17 @@ func (o *outbound) flushHost() {
 // seal puts one packet or super-packet into bursts.
 func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
 	ip := p.Data
+	most := room - overhead // the largest IP packet that fits
+	switch {
+	case ip[0]&innerTypeMask == innerMessage:
+		o.add(s, k, wire.ClassControl, ip, false)
+		return
+	case outside(ip):
+		o.sealOutside(s, k, p, most)
+		return
+	}
 	s.filter.Out(ip)
 	elided := [16]byte(ip[8:24]) == o.m.addr.As16() && [16]byte(ip[24:40]) == s.addr.As16()
-	most := room - overhead // the largest IP packet that fits
 	if elided {
 		most += ipv6Header - meshHeader
 	}
@@ -150,9 +158,8 @@ func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
 			o.tell(ip, icmpTooBig, 0, uint32(max(most, 1280)))
 			return
 		}
-		o.add(s, k, inner(ip, elided), p.Partial)
-		s.sentBytes.Add(uint64(len(ip)))
-		s.sentPackets.Add(1)
+		o.add(s, k, wire.ClassBulk, inner(ip, elided), p.Partial)
+		s.sent.add(len(ip))
 		return
 	}
 	o.segments(s, k, p, elided, most)
@@ -181,20 +188,20 @@ func (o *outbound) segments(s *Session, k *keypair, p *tun.Packet, elided bool, 
 		return
 	}
 	tun.Cut(ip, hdr, size, func(seg []byte) {
-		o.add(s, k, inner(seg, elided), true)
-		s.sentPackets.Add(1)
+		n := len(seg)
+		o.add(s, k, wire.ClassBulk, inner(seg, elided), true)
+		s.sent.add(n)
 	})
-	s.sentBytes.Add(uint64(len(ip)))
 }
 
 // add seals one plaintext into the burst, sending the burst first when it does not fit.
-func (o *outbound) add(s *Session, k *keypair, pt []byte, partial bool) {
+func (o *outbound) add(s *Session, k *keypair, class wire.Class, pt []byte, partial bool) {
 	need := wire.HopLen + overhead + len(pt)
-	if o.count > 0 && (o.closed || o.dest != s.id || need > o.seg || o.count == forward.MaxBurst || len(o.buf)+need > forward.MaxBurstBytes) {
+	if o.count > 0 && (o.closed || o.class != class || o.dest != s.id || need > o.seg || o.count == forward.MaxBurst || len(o.buf)+need > forward.MaxBurstBytes) {
 		o.flush()
 	}
 	if o.count == 0 {
-		o.dest, o.seg, o.closed, o.class = s.id, need, false, wire.ClassBulk
+		o.dest, o.seg, o.closed, o.class = s.id, need, false, class
 	}
 	o.closed = need < o.seg
 	at := len(o.buf)
@@ -243,17 +250,13 @@ func (o *outbound) echo(s *Session, typ byte, id, at uint64) {
 	pt[0] = typ
 	binary.BigEndian.PutUint64(pt[4:], id)
 	binary.BigEndian.PutUint64(pt[12:], at)
-	o.flush()
-	o.add(s, k, pt[:], false)
-	o.class = wire.ClassControl
+	o.add(s, k, wire.ClassControl, pt[:], false)
 	o.flush()
 }
 
 // idle sends a keep-alive.
 func (o *outbound) idle(s *Session, k *keypair) {
-	o.flush()
-	o.add(s, k, nil, false)
-	o.class = wire.ClassControl
+	o.add(s, k, wire.ClassControl, nil, false)
 	o.flush()
 }
 

@@ -86,6 +86,18 @@ type Filter interface {
 	Release() // the session is over
 }
 
+// Outside carries packets one of whose ends is no node of the mesh: those that a gateway takes for its clients and those
+// that a client sends through its gateway. All IPv4 packets are such. The session itself lets none pass.
+type Outside interface {
+	// FromHost is asked whose session carries a packet that the device gave, a super-packet perhaps. ok is false when nobody's
+	// does, or when the packet has been taken care of. It is called on the goroutine that reads the device, keeps nothing of p
+	// and waits for nothing.
+	FromHost(p *tun.Packet) (peer ident.PublicKey, ok bool)
+	// FromPeer is given one whole IP packet that the peer sent; true hands it to the device. It is called on link's readers,
+	// may change ip in place and keeps nothing of it. partial is as in tun.Writer.
+	FromPeer(peer ident.PublicKey, ip []byte, partial bool) bool
+}
+
 // Config is what a Manager needs.
 type Config struct {
 	Agent    *ident.Agent
@@ -98,13 +110,19 @@ type Config struct {
 	// none. It may change p.Data, keeps none of it and waits for no network. mtu is not zero when the packet is too big: then
 	// it is the largest that fits. ok is false when nothing leads there. It is called on the goroutine that reads the device.
 	Elsewhere func(p *tun.Packet) (mtu int, ok bool)
-	Log       *slog.Logger
+	// Outside takes packets from and to what is not in the mesh; nil drops them.
+	Outside Outside
+	// Message takes what a peer sent with SendMessage, on link's readers; it keeps nothing of payload and waits for nothing.
+	// nil drops it.
+	Message func(peer ident.PublicKey, channel byte, payload []byte)
+	Log     *slog.Logger
 }
 
 // Counts are totals since the start.
 type Counts struct {
 	Sealed, Opened                      uint64 // packets
 	BadPacket, Replayed, Filtered       uint64
+	Messages                            uint64 // received
 	HandshakesSent, HandshakesOK        uint64
 	HandshakesBad, Cookies, QueueDrops  uint64
 	Unreachable, TooBig, PendingDropped uint64
@@ -130,11 +148,14 @@ type Manager struct {
 	byIndex  map[uint32]*keypair
 	pings    map[uint64]ping
 	pingNext uint64
+	epochs   uint64 // sessions made so far
 
+	spare   sync.Pool    // of *outbound, for who sends now and then
 	pending atomic.Int64 // bytes that wait for handshakes in all sessions
 
 	c struct {
 		sealed, opened, bad, replayed, filtered     atomic.Uint64
+		messages                                    atomic.Uint64
 		hsSent, hsOK, hsBad, cookies, queueDrops    atomic.Uint64
 		unreachable, tooBig, pendingDropped, icmped atomic.Uint64
 	}
@@ -166,8 +187,9 @@ type Session struct {
 	away               atomic.Bool  // packets found no way to the peer
 	renew              atomic.Bool  // the peer was away: it may have been restarted and know nothing of our keys
 
-	sentBytes, recvBytes     atomic.Uint64 // inner packets
-	sentPackets, recvPackets atomic.Uint64
+	epoch      uint64  // tells the counters from those of an earlier session with the peer
+	sent, recv traffic // between mesh addresses
+	out, back  traffic // outside packets to and from the peer
 
 	mu           sync.Mutex // guards what follows
 	prev         *keypair
@@ -182,6 +204,19 @@ type Session struct {
 	lastOld int64  // when an older-looking Init was last answered
 	rtt     time.Duration
 }
+
+// traffic counts IP packets, sealed or authentic and fresh; each segment of a super-packet is one.
+type traffic struct{ packets, bytes atomic.Uint64 }
+
+func (t *traffic) add(bytes int) {
+	t.packets.Add(1)
+	t.bytes.Add(uint64(bytes))
+}
+
+// Count is a number of IP packets and their bytes, headers included.
+type Count struct{ Packets, Bytes uint64 }
+
+func (t *traffic) count() Count { return Count{t.packets.Load(), t.bytes.Load()} }
 
 // New makes a manager. Bind must be called before Serve.
 func New(cfg Config) (*Manager, error) {
@@ -264,7 +299,8 @@ func (m *Manager) sessionUpTo(peer ident.PublicKey, limit int) *Session {
 	if len(m.byID) >= limit && !m.evictLocked() {
 		return nil
 	}
-	s = &Session{m: m, peer: peer, id: id, addr: peer.Addr(), subnet: peer.Subnet(), made: m.now()}
+	m.epochs++
+	s = &Session{m: m, peer: peer, id: id, addr: peer.Addr(), subnet: peer.Subnet(), made: m.now(), epoch: m.epochs}
 	m.byID[id] = s
 	return s
 }
@@ -315,8 +351,9 @@ type Info struct {
 	Cipher                   string
 	Age                      time.Duration // of the keys in use
 	Idle                     time.Duration // since the peer was last heard
-	SentBytes, RecvBytes     uint64        // IP packets
-	SentPackets, RecvPackets uint64
+	Sent, Recv               Count         // between mesh addresses
+	OutsideSent, OutsideRecv Count         // through a gateway
+	Epoch                    uint64        // changes when the counts begin again
 	Counters                 uint64
 }
 
@@ -333,8 +370,8 @@ func (m *Manager) Sessions() []Info {
 	now := m.now()
 	var out []Info
 	for _, s := range all {
-		i := Info{Peer: s.peer, State: "idle", SentBytes: s.sentBytes.Load(), RecvBytes: s.recvBytes.Load(),
-			SentPackets: s.sentPackets.Load(), RecvPackets: s.recvPackets.Load()}
+		i := Info{Peer: s.peer, State: "idle", Sent: s.sent.count(), Recv: s.recv.count(),
+			OutsideSent: s.out.count(), OutsideRecv: s.back.count(), Epoch: s.epoch}
 		if t := s.lastRecv.Load(); t != 0 {
 			i.Idle = time.Duration(now - t)
 		}
@@ -356,7 +393,7 @@ func (m *Manager) Sessions() []Info {
 func (m *Manager) Counts() Counts {
 	c := &m.c
 	return Counts{
-		Sealed: c.sealed.Load(), Opened: c.opened.Load(), BadPacket: c.bad.Load(), Replayed: c.replayed.Load(), Filtered: c.filtered.Load(),
+		Sealed: c.sealed.Load(), Opened: c.opened.Load(), BadPacket: c.bad.Load(), Replayed: c.replayed.Load(), Filtered: c.filtered.Load(), Messages: c.messages.Load(),
 		HandshakesSent: c.hsSent.Load(), HandshakesOK: c.hsOK.Load(), HandshakesBad: c.hsBad.Load(), Cookies: c.cookies.Load(),
 		QueueDrops: c.queueDrops.Load(), Unreachable: c.unreachable.Load(), TooBig: c.tooBig.Load(), PendingDropped: c.pendingDropped.Load(),
 	}

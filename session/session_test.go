@@ -32,6 +32,8 @@ type world struct {
 	gone  map[ident.NodeID]bool // no route
 
 	elsewhere func(*tun.Packet) (int, bool)
+	outside   Outside // of all nodes
+	message   func(ident.PublicKey, byte, []byte)
 	mu        sync.Mutex
 	tap       func(from, to *peer, d []byte) []byte
 	ctx       context.Context
@@ -73,7 +75,7 @@ func (w *world) add(psk [32]byte) *peer {
 func (w *world) start(a *ident.Agent, psk [32]byte) *peer {
 	p := &peer{w: w, agent: a, dev: tuntest.New(1420, 1024), wire: make(chan []byte, 4096), done: make(chan struct{})}
 	m, err := New(Config{Agent: a, Device: p.dev, Resolver: w, PSK: psk, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Filter: func(ident.PublicKey) Filter { return allow{} }, Elsewhere: w.elsewhere})
+		Filter: func(ident.PublicKey) Filter { return allow{} }, Elsewhere: w.elsewhere, Outside: w.outside, Message: w.message})
 	if err != nil {
 		w.t.Fatal(err)
 	}
