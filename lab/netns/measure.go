@@ -4,6 +4,7 @@ package netns
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -222,20 +223,27 @@ type FlowSpec struct {
 	Warmup   time.Duration // whole seconds, left out of the figures
 	UDP      int           // payload bytes per datagram; 0 is TCP
 	Rate     float64       // UDP: bit/s
+	Port     int           // 0: iperf3's own. Flows at the same time to the same node each need one
+	Back     bool          // the server sends
 	Extra    []string
 }
 
 // Iperf runs iperf3 once: a server on To, a client on From.
 func (w *World) Iperf(ctx context.Context, f FlowSpec) (Flow, error) {
-	srv, err := w.Spawn(f.To, "iperf3", "iperf3", "-s", "-1", "--forceflush", "-B", f.Addr.String())
+	port := cmp.Or(f.Port, 5201)
+	name := "iperf3-" + strconv.Itoa(port)
+	srv, err := w.Spawn(f.To, name, "iperf3", "-s", "-1", "--forceflush", "-p", strconv.Itoa(port), "-B", f.Addr.String())
 	if err != nil {
 		return Flow{}, err
 	}
 	defer srv.Kill()
-	if err := w.AwaitListen(ctx, f.To, 5201, srv); err != nil {
+	if err := w.AwaitListen(ctx, f.To, port, srv); err != nil {
 		return Flow{}, err
 	}
-	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-t", whole(f.Time)}
+	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-p", strconv.Itoa(port), "-t", whole(f.Time)}
+	if f.Back {
+		argv = append(argv, "-R")
+	}
 	if f.Warmup > 0 {
 		argv = append(argv, "-O", whole(f.Warmup))
 	}

@@ -67,7 +67,11 @@ func (w *World) Spawn(node, name string, argv ...string) (*Process, error) {
 
 // command prepares argv for the node's namespace. `ip netns exec` replaces itself by the program, so its pid is the program's.
 func (w *World) command(ctx context.Context, n *Node, argv []string) *exec.Cmd {
-	args := append([]string{"netns", "exec", n.Namespace}, argv...)
+	args := []string{"netns", "exec", n.Namespace}
+	if n.resolv != "" { // `ip netns exec` has made a mount namespace for it: nobody else sees this, and it leaves nothing
+		args = append(args, "sh", "-c", `mount --bind "$0" /etc/resolv.conf && exec "$@"`, n.resolv)
+	}
+	args = append(args, argv...)
 	cmd := exec.CommandContext(ctx, "ip", args...)
 	cmd.Dir = n.Dir
 	cmd.Env = append(os.Environ(), "WEFT_LAB_NODE="+n.Name)

@@ -47,6 +47,7 @@ type World struct {
 	links []*Link
 	procs []*Process
 	hubs  []netns.NsHandle
+	ends  []func() // what else ends with the world
 }
 
 // Node is one machine of the world.
@@ -55,10 +56,11 @@ type Node struct {
 	Namespace string // as `ip netns` lists it
 	Dir       string // its folder
 
-	ns    netns.NsHandle
-	nl    *netlink.Handle
-	ports int
-	uid   int // who runs weft here; 0 is root
+	ns     netns.NsHandle
+	nl     *netlink.Handle
+	ports  int
+	uid    int    // who runs weft here; 0 is root
+	resolv string // path of a resolv.conf of its own; empty: the machine's
 
 	addr   netip.Addr // cached: a key has one for life
 	config string     // what its weft.toml holds
@@ -624,9 +626,12 @@ func (w *World) Reshape(l *Link, s Shape) error {
 // Close ends every process and removes every namespace and, unless the world is kept, its folder. It may be called twice.
 func (w *World) Close() error {
 	w.mu.Lock()
-	nodes, links, procs, hubs := w.nodes, w.links, w.procs, w.hubs
-	w.nodes, w.order, w.links, w.procs, w.hubs = map[string]*Node{}, nil, nil, nil, nil
+	nodes, links, procs, hubs, ends := w.nodes, w.links, w.procs, w.hubs, w.ends
+	w.nodes, w.order, w.links, w.procs, w.hubs, w.ends = map[string]*Node{}, nil, nil, nil, nil, nil
 	w.mu.Unlock()
+	for _, end := range ends {
+		end()
+	}
 
 	inodes := map[string]bool{}
 	for _, n := range nodes {
