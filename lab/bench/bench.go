@@ -39,8 +39,8 @@ type Options struct {
 // The names that Only knows.
 var (
 	Systems    = []string{"weft", "yggdrasil", plane, "wireguard", "wireguard-hops", "kernel", "kernel-plain"}
-	Topologies = []string{"line2", "line3", "line5", "diamond", "join"}
-	Measures   = []string{"tcp", "udp", "rtt", "idle", "heal", "join"}
+	Topologies = []string{"line2", "line3", "line5", "diamond", "join", "gateway"}
+	Measures   = []string{"tcp", "down", "udp", "rtt", "idle", "heal", "join"}
 )
 
 // Report is the outcome for machines.
@@ -80,6 +80,9 @@ var figures = []struct {
 	{"tcp", "Gbit/s", "TCP, one stream", true},
 	{"cpu-endpoint", "s/GB", "CPU per GB, endpoint", false},
 	{"cpu-relay", "s/GB", "CPU per GB, relay", false},
+	{"cpu-gateway", "s/GB", "CPU per GB, gateway", false},
+	{"down", "Gbit/s", "TCP down, one stream", true},
+	{"cpu-down", "s/GB", "CPU per GB down, all nodes", false},
 	{"udp", "kpkt/s", "UDP 1200 B, < 1 % loss", true},
 	{"rtt", "ms", "RTT median", false},
 	{"rtt99", "ms", "RTT p99", false},
@@ -203,6 +206,11 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 			can = can[:1] // Yggdrasil takes a minute to join
 		}
 		add("join", b.join)
+	case "gateway":
+		can = []string{"weft", "wireguard", "kernel", "kernel-plain"}
+		add("tcp", b.tcp)
+		add("down", b.download)
+		add("rtt", b.rtt)
 	default:
 		add("tcp", b.tcp)
 		add("udp", b.udp)
@@ -221,7 +229,7 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 }
 
 // nodes counts a topology's.
-var nodes = map[string]int{"line2": 2, "line3": 3, "line5": 5, "diamond": 4, "join": 6}
+var nodes = map[string]int{"line2": 2, "line3": 3, "line5": 5, "diamond": 4, "join": 6, "gateway": 4}
 
 // topology builds one world per system, then lets them take turns.
 func (b *bench) topology(ctx context.Context, topology string) (err error) {
@@ -339,7 +347,6 @@ func (b *bench) idle(ctx context.Context, rigs []*rig) error {
 }
 
 func (b *bench) tcp(ctx context.Context, r *rig) error {
-	before := r.usage()
 	peak := make([]int64, len(r.nodes))
 	stop := make(chan struct{})
 	var g errgroup.Group
@@ -357,28 +364,26 @@ func (b *bench) tcp(ctx context.Context, r *rig) error {
 			}
 		}
 	})
-	flow, err := r.w.Iperf(ctx, netns.FlowSpec{From: r.nodes[0], To: r.last(), Addr: r.addr[r.far], Time: b.pick(4*time.Second, time.Second)})
+	speed, cpu, err := b.stream(ctx, r, false)
 	close(stop)
 	g.Wait()
 	if err != nil {
 		return err
 	}
-	after := r.usage()
-	b.add(r, "tcp", flow.BitsPerSecond/1e9)
-	gb := float64(flow.Bytes) / 1e9
-	if !r.overlay() || gb == 0 {
+	b.add(r, "tcp", speed)
+	if !r.overlay() || speed == 0 {
 		return nil
 	}
 	var ends, relays []float64
 	for i := range r.nodes {
-		if r.procs[i] == nil {
-			continue
-		}
-		v := (after[i].CPU - before[i].CPU).Seconds() / gb
-		if i == 0 || i == r.far {
-			ends = append(ends, v)
-		} else {
-			relays = append(relays, v)
+		switch {
+		case r.procs[i] == nil:
+		case i == r.far && r.topology == "gateway":
+			b.add(r, "cpu-gateway", cpu[i])
+		case i == 0 || i == r.far:
+			ends = append(ends, cpu[i])
+		default:
+			relays = append(relays, cpu[i])
 		}
 	}
 	b.add(r, "cpu-endpoint", mean(ends))
@@ -389,13 +394,47 @@ func (b *bench) tcp(ctx context.Context, r *rig) error {
 	return nil
 }
 
+// download is tcp the other way round, in which most of people's traffic goes.
+func (b *bench) download(ctx context.Context, r *rig) error {
+	speed, cpu, err := b.stream(ctx, r, true)
+	if err != nil {
+		return err
+	}
+	b.add(r, "down", speed)
+	if r.overlay() && speed > 0 {
+		sum := 0.0
+		for _, c := range cpu {
+			sum += c
+		}
+		b.add(r, "cpu-down", sum)
+	}
+	return nil
+}
+
+// stream runs one TCP stream from the first node to the target, or back, and returns its speed in Gbit/s and what it
+// took of each node's processor in seconds per gigabyte.
+func (b *bench) stream(ctx context.Context, r *rig, back bool) (speed float64, cpu []float64, err error) {
+	before := r.usage()
+	flow, err := r.w.Iperf(ctx, netns.FlowSpec{From: r.nodes[0], To: r.last(), Addr: r.target(), Time: b.pick(4*time.Second, time.Second), Back: back})
+	if err != nil {
+		return 0, nil, err
+	}
+	cpu = make([]float64, len(r.nodes))
+	if gb := float64(flow.Bytes) / 1e9; gb > 0 {
+		for i, after := range r.usage() {
+			cpu[i] = (after.CPU - before[i].CPU).Seconds() / gb
+		}
+	}
+	return flow.BitsPerSecond / 1e9, cpu, nil
+}
+
 const datagram = 1200
 
 // udp searches the highest rate of datagrams of which 99 of 100 arrive.
 func (b *bench) udp(ctx context.Context, r *rig) error {
 	d := b.pick(2*time.Second, time.Second)
 	try := func(rate float64) (got float64, good bool, err error) {
-		f, err := r.w.Iperf(ctx, netns.FlowSpec{From: r.nodes[0], To: r.last(), Addr: r.addr[r.far], Time: d, UDP: datagram, Rate: rate * datagram * 8})
+		f, err := r.w.Iperf(ctx, netns.FlowSpec{From: r.nodes[0], To: r.last(), Addr: r.target(), Time: d, UDP: datagram, Rate: rate * datagram * 8})
 		if err != nil {
 			return 0, false, err
 		}
@@ -441,7 +480,7 @@ func (b *bench) rtt(ctx context.Context, r *rig) error {
 	if b.opt.Short {
 		count = 200
 	}
-	p, err := r.w.StartPing(r.nodes[0], r.addr[r.far], 2*time.Millisecond, count)
+	p, err := r.w.StartPing(r.nodes[0], r.target(), 2*time.Millisecond, count)
 	if err != nil {
 		return err
 	}

@@ -99,6 +99,11 @@ func (b *bench) build(topology, system string, count int) (*rig, error) {
 		return r, err
 	}
 	ctx := context.Background()
+	if topology == "gateway" {
+		if err := r.outside(ctx); err != nil {
+			return r, err
+		}
+	}
 	for i := range r.nodes {
 		if topology == "join" && i == count-1 {
 			r.addr[i] = r.address(i)
@@ -114,7 +119,20 @@ func (b *bench) build(topology, system string, count int) (*rig, error) {
 // overlay says whether the system has processes of its own.
 func (r *rig) overlay() bool { return !strings.HasPrefix(r.system, "kernel") }
 
-func (r *rig) last() string { return r.nodes[r.far] }
+// last is the node that the measures talk to, and target its address: behind the last of the line when that is a gateway.
+func (r *rig) last() string {
+	if r.topology == "gateway" {
+		return "speed"
+	}
+	return r.nodes[r.far]
+}
+
+func (r *rig) target() netip.Addr {
+	if r.topology == "gateway" {
+		return netns.SpeedAddr4
+	}
+	return r.addr[r.far]
+}
 
 func (r *rig) fail(doing string, err error) error {
 	r.failed = true
@@ -194,6 +212,41 @@ func (r *rig) underlay() error {
 	return nil
 }
 
+// outside adds the pretend internet with the last node's uplink into it and, for those that bring none, the translation there
+// and IPv4 on the line.
+func (r *rig) outside(ctx context.Context) error {
+	o, err := r.w.AddOutside(ctx)
+	if err != nil {
+		return err
+	}
+	up, err := o.Uplink(ctx, r.nodes[r.far], 0)
+	if err != nil || r.system == "weft" {
+		return err
+	}
+	script := make([]string, len(r.nodes))
+	if r.overlay() { // the tunnel carries IPv4; start gives it addresses
+		script[r.far] = "echo 1 > /proc/sys/net/ipv4/ip_forward\n"
+	} else {
+		for k, e := range r.edges {
+			script[e.a] += fmt.Sprintf("ip addr add 10.9.%d.1/24 dev %s; ip route replace default via 10.9.%d.2\n", k, e.aDev, k)
+			script[e.b] += fmt.Sprintf("ip addr add 10.9.%d.2/24 dev %s; echo 1 > /proc/sys/net/ipv4/ip_forward\n", k, e.bDev)
+			for far := range k {
+				script[e.b] += fmt.Sprintf("ip route add 10.9.%d.0/24 via 10.9.%d.1\n", far, k)
+			}
+		}
+	}
+	script[r.far] += fmt.Sprintf("nft 'table ip nat { chain post { type nat hook postrouting priority srcnat; oifname %q masquerade; }; }'\n", up.Interface)
+	for i, text := range script {
+		if _, err := r.w.Exec(ctx, r.nodes[i], "sh", "-ec", text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// tunnel4 is a node's IPv4 address in the WireGuard tunnel to the gateway.
+func tunnel4(i int) string { return fmt.Sprintf("10.77.0.%d", i+1) }
+
 // start runs the system's program on node i and learns its address.
 func (r *rig) start(ctx context.Context, i int) error {
 	r.addr[i] = r.address(i)
@@ -211,6 +264,14 @@ func (r *rig) start(ctx context.Context, i int) error {
 				}
 			}
 			config = planeConfig + "peers = [" + strings.Join(uris, ", ") + "]\n"
+		}
+		if r.topology == "gateway" {
+			switch i {
+			case 0:
+				config += "\n[gateway]\nuse = \"auto\"\n"
+			case r.far:
+				config += "\n[gateway]\noffer = true\n"
+			}
 		}
 		if err := r.w.Configure(r.nodes[i], config); err != nil {
 			return err
@@ -246,6 +307,12 @@ func (r *rig) start(ctx context.Context, i int) error {
 			for k := first; k <= last; k++ {
 				spec += "," + r.address(k).String() + "/128"
 			}
+			switch {
+			case r.topology == "gateway" && to == r.far:
+				spec += ",0.0.0.0/0"
+			case r.topology == "gateway":
+				spec += "," + tunnel4(to) + "/32"
+			}
 			peer = append(peer, "--peer", spec)
 		}
 		if r.system == "wireguard" {
@@ -269,6 +336,19 @@ func (r *rig) start(ctx context.Context, i int) error {
 		return err
 	}
 	r.procs[i] = p
+	if r.topology == "gateway" && r.system == "wireguard" {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if _, err := p.WaitLine(ctx, peers.Ready); err != nil {
+			return err
+		}
+		script := "ip addr add " + tunnel4(i) + "/24 dev wg0\n"
+		if i == 0 {
+			script += "ip route add default dev wg0\n"
+		}
+		_, err := r.w.Exec(ctx, r.nodes[i], "sh", "-ec", script)
+		return err
+	}
 	return nil
 }
 
@@ -289,6 +369,10 @@ func (r *rig) ready(ctx context.Context) error {
 		if _, err := r.w.AwaitPing(ctx, r.nodes[0], r.addr[i]); err != nil {
 			return err
 		}
+	}
+	if r.topology == "gateway" {
+		_, err := r.w.AwaitPing(ctx, r.nodes[0], r.target())
+		return err
 	}
 	return nil
 }
