@@ -133,7 +133,7 @@ type Route struct {
 	NextName    string          `json:"next_name,omitempty"`   // its name, if it has one
 	Alternate   string          `json:"alternate,omitempty"`   // id of the loop-free alternate neighbour
 	CostUs      uint32          `json:"cost_us"`               // sum of the links' costs
-	Price       uint64          `json:"price"`                 // µcredit per MiB, sum over the relays
+	Price       uint64          `json:"price"`                 // ncredit per MiB, sum over the relays
 	MTU         int             `json:"mtu"`                   // end-to-end packet bytes that fit on the path
 	Hops        int             `json:"hops"`                  // links on the path
 	Unreachable bool            `json:"unreachable,omitempty"` // known but without a path
@@ -146,7 +146,7 @@ type TraceHop struct {
 	Address netip.Addr      `json:"address"`        // its mesh address
 	Name    string          `json:"name,omitempty"` // its name, if it has one
 	CostUs  uint32          `json:"cost_us"`        // cost of the path up to here
-	Price   uint64          `json:"price"`          // µcredit per MiB that this node asks
+	Price   uint64          `json:"price"`          // ncredit per MiB that this node asks
 	RTTUs   int64           `json:"rtt_us"`         // measured round trip to it; 0 when it was not probed
 }
 
@@ -162,7 +162,7 @@ type LSDBEntry struct {
 	Role       string          `json:"role"`                // router or leaf
 	Metered    bool            `json:"metered"`             // avoid as transit
 	Community  string          `json:"community,omitempty"` // id of its closed network
-	Price      uint32          `json:"price"`               // µcredit per MiB carried
+	Price      uint32          `json:"price"`               // ncredit per MiB carried
 	Position   *Position       `json:"position,omitempty"`  // where it says that it stands, blurred
 	Reachable  bool            `json:"reachable"`           // there is a path to it
 	Bytes      int             `json:"bytes"`               // size of the advertisement

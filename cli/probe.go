@@ -95,7 +95,7 @@ func (c *traceCmd) Run(e *env) error {
 	}
 	t.print(e.out)
 	if n := len(hops); n > 1 {
-		e.say("%s, cost %s, price of the way %d µcredit per MiB", count(n-1, "hop"), micros(hops[n-1].CostUs), price)
+		e.say("%s, cost %s, price of the way %d ncredit per MiB", count(n-1, "hop"), micros(hops[n-1].CostUs), price)
 	}
 	return nil
 }

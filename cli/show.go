@@ -116,7 +116,7 @@ func (c *lsdbCmd) Run(e *env) error {
 			notes = append(notes, "metered")
 		}
 		if n.Price > 0 {
-			notes = append(notes, fmt.Sprintf("price %d µcredit/MiB", n.Price))
+			notes = append(notes, fmt.Sprintf("price %d ncredit/MiB", n.Price))
 		}
 		if !n.Reachable {
 			notes = append(notes, "no path")

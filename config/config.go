@@ -168,8 +168,8 @@ type API struct {
 
 // Route is the part in routing.
 type Route struct {
-	Price    uint32    `toml:"price" doc:"What this node asks for carrying others' traffic, in µcredit per MiB."`
-	Lambda   float64   `toml:"lambda" doc:"How much a price counts when this node chooses a way: µs of cost per µcredit per MiB, 0 to 1000.\nNodes of a community use the same."`
+	Price    uint32    `toml:"price" doc:"What this node asks for carrying others' traffic, in ncredit per MiB."`
+	Lambda   float64   `toml:"lambda" doc:"How much a price counts when this node chooses a way: µs of cost per 1000 ncredit per MiB, 0 to 1000.\nNodes of a community use the same."`
 	Position []float64 `toml:"position" doc:"Latitude and longitude in degrees, for the map. They are rounded to about 1 km before anyone is told." example:"[52.52, 13.40]"`
 }
 

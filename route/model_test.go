@@ -20,7 +20,7 @@ func TestModel(t *testing.T) {
 		most := rapid.SampledFrom([]uint32{3, 1000}).Draw(rt, "most")
 		cost := func() uint32 { return 1 + w.rng.Uint32N(most) }
 		for i := range n {
-			l := Local{Lambda: lambda, Price: w.rng.Uint32N(100)}
+			l := Local{Lambda: lambda, Price: w.rng.Uint32N(100_000)}
 			switch w.rng.IntN(8) {
 			case 0:
 				l.Flags = wire.FlagLeaf
@@ -71,7 +71,7 @@ func TestModel(t *testing.T) {
 				}
 			case 6:
 				if node := w.nodes[i]; !node.dead {
-					node.local.Price = w.rng.Uint32N(100)
+					node.local.Price = w.rng.Uint32N(100_000)
 					node.local.Flags ^= wire.FlagLeaf
 					if err := node.r.SetLocal(w.clock(i), node.local); err != nil {
 						t.Fatal(err)
@@ -152,7 +152,7 @@ func (w *world) protected(i, primary, to int, dist [][]uint64) bool {
 		if w.nodes[k].local.Flags&wire.FlagLeaf != 0 {
 			return infinite
 		}
-		return uint64(w.nodes[k].local.Price) * uint64(w.nodes[i].local.Lambda) / 1000
+		return uint64(w.nodes[k].local.Price) * uint64(w.nodes[i].local.Lambda) / 1_000_000
 	}
 	for id := range w.wires {
 		if !w.usable(id) || w.wires[id].a != i && w.wires[id].b != i {

@@ -36,12 +36,12 @@ type Config struct {
 type Local struct {
 	Name     string        // at most 63 bytes
 	Flags    wire.LSAFlags // leaf, metered
-	Price    uint32        // carriage price, µcredit per MiB
+	Price    uint32        // carriage price, ncredit per MiB
 	Position []byte        // wire.ExtPosition
 	Gateway  []byte        // wire.ExtGateway
 
 	Yggdrasil []byte // wire.ExtYggdrasil
-	Lambda    uint32 // µs of path metric per 1,000 µcredit/MiB of a transit node's price; must be one value in a whole network
+	Lambda    uint32 // µs of path metric per 1,000,000 ncredit/MiB of a transit node's price; must be one value in a whole network
 }
 
 // Limits bound memory and CPU; zero fields take the default.

@@ -154,7 +154,7 @@ func (r *Router) weigh(s int32) {
 		e.price = e.lsa.Price()
 	}
 	if r.flagsOf(s)&wire.FlagLeaf == 0 {
-		t = uint64(e.price) * uint64(r.local.Lambda) / 1000
+		t = uint64(e.price) * uint64(r.local.Lambda) / 1_000_000
 	}
 	if t != e.transit {
 		e.transit = t

@@ -20,7 +20,7 @@ type Hop struct {
 	Hops    uint16
 	Metered bool   // the path uses a metered link
 	Cost    uint64 // path metric
-	Price   uint64 // sum of the carriage prices of the nodes between, µcredit per MiB
+	Price   uint64 // sum of the carriage prices of the nodes between, ncredit per MiB
 }
 
 // Table is the outcome of one computation: immutable, so everybody may read it at once and keep it.

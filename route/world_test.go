@@ -292,7 +292,7 @@ func (w *world) oracle(from int) []uint64 {
 		if w.nodes[i].local.Flags&wire.FlagLeaf != 0 {
 			return infinite
 		}
-		return uint64(w.nodes[i].local.Price) * uint64(w.nodes[from].local.Lambda) / 1000
+		return uint64(w.nodes[i].local.Price) * uint64(w.nodes[from].local.Lambda) / 1_000_000
 	}
 	for again := true; again; {
 		again = false
@@ -385,7 +385,7 @@ func (w *world) walk(from, to int, want uint64) error {
 			return fmt.Errorf("forwarding from %d to %d stops at %d", from, to, at)
 		}
 		if at != from {
-			cost += uint64(w.nodes[at].local.Price) * uint64(w.nodes[from].local.Lambda) / 1000
+			cost += uint64(w.nodes[at].local.Price) * uint64(w.nodes[from].local.Lambda) / 1_000_000
 		}
 		cost += w.weight(int(h.Link - 1))
 		at = w.other(int(h.Link-1), at)

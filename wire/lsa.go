@@ -16,7 +16,7 @@ import (
 //	36  seq 8
 //	44  lifetime 4 (s)
 //	48  community 8
-//	56  carriage price 4 (µcredit per MiB)
+//	56  carriage price 4 (ncredit per MiB)
 //	60  neighbours 2 | extension bytes 2
 //	64  neighbours × 16: id 8, cost 4 (µs), mtu 2, flags 2, in rising order of id
 //	…   extensions: type 1, length 2, value; in rising order of type, each at most once
@@ -29,7 +29,7 @@ type LSA struct {
 	Lifetime   uint32 // seconds from origination
 	Flags      LSAFlags
 	Community  ident.Community
-	Price      uint32 // µcredit per MiB carried
+	Price      uint32 // ncredit per MiB carried
 	Neighbours []Adjacency
 	Extensions []Extension
 }

@@ -60,7 +60,7 @@ type Node struct {
 	Start   Duration `toml:"start"`   // when it boots
 	Leaf    bool     `toml:"leaf"`    // never transit
 	Metered bool     `toml:"metered"` // avoid as transit
-	Price   uint32   `toml:"price"`   // carriage price, µcredit per MiB
+	Price   uint32   `toml:"price"`   // carriage price, ncredit per MiB
 	Config  string   `toml:"config"`  // namespaces only: more lines of the node's weft.toml
 	Liar    string   `toml:"liar"`    // simulator only: "claims" (neighbours that it has not), "cheap" (all its links cost 1), "forger" (LSAs of others), "replayer" (old LSAs), "sybil" (a crowd of invented nodes)
 }
