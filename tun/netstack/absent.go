@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 
 	"weft/tun"
 )
@@ -29,3 +30,6 @@ func (*Stack) Listen(context.Context, string, string) (net.Listener, error) { re
 func (*Stack) ListenPacket(context.Context, string, string) (net.PacketConn, error) {
 	return nil, ErrAbsent
 }
+
+// SetOutside returns ErrAbsent.
+func (*Stack) SetOutside(v4, v6 netip.Addr) error { return ErrAbsent }

@@ -25,9 +25,9 @@ const (
 	maxMerged    = 60000   // bytes of one run of segments on the way in
 )
 
-// link is the stack's only network card: what the stack sends waits in a queue for Read, and what a writer takes is
-// delivered to the stack on the writer's goroutine.
-type link struct {
+// Link is the only network card of a gvisor stack: what the stack sends waits in a queue for Read, and what a writer takes
+// is delivered to the stack on the writer's goroutine. It is the device half of [Stack], and of other rooms' stacks.
+type Link struct {
 	mtu        uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 
@@ -42,8 +42,9 @@ type link struct {
 	bad     atomic.Uint64
 }
 
-func newLink(mtu int) *link {
-	l := &link{mtu: uint32(mtu), arena: make([]byte, arenaSize)}
+// NewLink makes a card for packets of up to mtu bytes. The stack attaches itself to it (stack.CreateNIC).
+func NewLink(mtu int) *Link {
+	l := &Link{mtu: uint32(mtu), arena: make([]byte, arenaSize)}
 	l.ready.L = &l.mu
 	return l
 }
@@ -75,7 +76,7 @@ func (r *ring) pop() {
 }
 
 // WritePackets implements stack.LinkWriter. It never blocks: the stack calls it with its locks held.
-func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
+func (l *Link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -94,7 +95,7 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 }
 
 // Read implements tun.Device.
-func (l *link) Read(pkts []tun.Packet) (int, error) {
+func (l *Link) Read(pkts []tun.Packet) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.queue.n == 0 && !l.closed {
@@ -119,7 +120,7 @@ func (l *link) Read(pkts []tun.Packet) (int, error) {
 		}
 		free = free[size:]
 		pkts[n] = tun.Packet{Data: data}
-		if gso := p.GSOOptions; gso.Type == stack.GSOTCPv6 {
+		if gso := p.GSOOptions; gso.Type == stack.GSOTCPv4 || gso.Type == stack.GSOTCPv6 {
 			pkts[n].Partial = gso.NeedsCsum
 			if p.Data().Size() > int(gso.MSS) {
 				pkts[n].SegSize = gso.MSS
@@ -131,8 +132,20 @@ func (l *link) Read(pkts []tun.Packet) (int, error) {
 	return n, nil
 }
 
-// shut ends Read and drops what waits.
-func (l *link) shut() {
+// NewWriter implements tun.Device.
+func (l *Link) NewWriter() tun.Writer { return &writer{l: l} }
+
+// Stats returns the sums since the start.
+func (l *Link) Stats() Stats { return Stats{Dropped: l.dropped.Load(), Bad: l.bad.Load()} }
+
+// Stats counts what a stack has lost.
+type Stats struct {
+	Dropped uint64 // packets that it sent, because the queue was full
+	Bad     uint64 // packets to it, malformed or with a wrong checksum
+}
+
+// Shut ends Read and drops what waits.
+func (l *Link) Shut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.closed = true
@@ -146,29 +159,29 @@ func (l *link) shut() {
 
 // What follows implements the rest of stack.LinkEndpoint and stack.GSOEndpoint.
 
-func (l *link) MTU() uint32                           { return l.mtu }
-func (l *link) SetMTU(uint32)                         {}
-func (*link) MaxHeaderLength() uint16                 { return 0 }
-func (*link) LinkAddress() tcpip.LinkAddress          { return "" }
-func (*link) SetLinkAddress(tcpip.LinkAddress)        {}
-func (*link) Wait()                                   {}
-func (*link) Close()                                  {}
-func (*link) SetOnCloseAction(func())                 {}
-func (*link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
-func (*link) AddHeader(*stack.PacketBuffer)           {}
-func (*link) ParseHeader(*stack.PacketBuffer) bool    { return true }
-func (*link) GSOMaxSize() uint32                      { return maxGSO }
-func (*link) SupportedGSO() stack.SupportedGSO        { return stack.HostGSOSupported }
-func (l *link) IsAttached() bool                      { return l.dispatcher.Load() != nil }
+func (l *Link) MTU() uint32                           { return l.mtu }
+func (l *Link) SetMTU(uint32)                         {}
+func (*Link) MaxHeaderLength() uint16                 { return 0 }
+func (*Link) LinkAddress() tcpip.LinkAddress          { return "" }
+func (*Link) SetLinkAddress(tcpip.LinkAddress)        {}
+func (*Link) Wait()                                   {}
+func (*Link) Close()                                  {}
+func (*Link) SetOnCloseAction(func())                 {}
+func (*Link) ARPHardwareType() header.ARPHardwareType { return header.ARPHardwareNone }
+func (*Link) AddHeader(*stack.PacketBuffer)           {}
+func (*Link) ParseHeader(*stack.PacketBuffer) bool    { return true }
+func (*Link) GSOMaxSize() uint32                      { return maxGSO }
+func (*Link) SupportedGSO() stack.SupportedGSO        { return stack.HostGSOSupported }
+func (l *Link) IsAttached() bool                      { return l.dispatcher.Load() != nil }
 
 // Capabilities: received checksums are dealt with by the writer. Checksums of what is sent are left to the stack, except
 // those of bulk TCP, which GSO leaves partial.
-func (*link) Capabilities() stack.LinkEndpointCapabilities {
+func (*Link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
 // Attach implements stack.LinkEndpoint; nil detaches.
-func (l *link) Attach(d stack.NetworkDispatcher) {
+func (l *Link) Attach(d stack.NetworkDispatcher) {
 	if d == nil {
 		l.dispatcher.Store(nil)
 		return
@@ -176,11 +189,15 @@ func (l *link) Attach(d stack.NetworkDispatcher) {
 	l.dispatcher.Store(&d)
 }
 
-func (l *link) deliver(v *buffer.View) {
+func (l *Link) deliver(v *buffer.View) {
+	proto := header.IPv6ProtocolNumber
+	if v.AsSlice()[0]>>4 == 4 {
+		proto = header.IPv4ProtocolNumber
+	}
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
 	defer pkt.DecRef()
 	if d := l.dispatcher.Load(); d != nil {
-		(*d).DeliverNetworkPacket(header.IPv6ProtocolNumber, pkt)
+		(*d).DeliverNetworkPacket(proto, pkt)
 	}
 }
 
@@ -188,9 +205,10 @@ func (l *link) deliver(v *buffer.View) {
 // per segment (locks, a hand-over to another goroutine, an ACK) is paid once for many. Nothing is copied before a run is
 // whole, since packets stay untouched until Flush.
 type writer struct {
-	l    *link
+	l    *Link
 	run  [][]byte // the first packet and the payloads that follow it
-	hdr  int      // length of the first one's IP and TCP headers
+	tcp  int      // where its TCP header is
+	hdr  int      // length of its IP and TCP headers
 	size int      // of run
 	seg  int      // payload bytes of the first one
 	next uint32   // the sequence number that continues the run
@@ -199,30 +217,30 @@ type writer struct {
 
 // Write implements tun.Writer.
 func (w *writer) Write(p []byte, partial bool) {
-	if len(p) < header.IPv6MinimumSize || p[0]>>4 != 6 ||
-		int(binary.BigEndian.Uint16(p[4:]))+header.IPv6MinimumSize != len(p) || !partial && !checksumOK(p) {
+	if !whole(p) || !partial && !checksumOK(p) {
 		w.l.bad.Add(1)
 		return
 	}
-	hdr, payload := splitTCP(p)
-	if payload > 0 && len(w.run) > 0 && w.continues(p, hdr, payload) {
+	tcp, hdr := splitTCP(p)
+	payload := len(p) - hdr
+	if hdr > 0 && payload > 0 && len(w.run) > 0 && w.continues(p, tcp, hdr) {
 		w.run = append(w.run, p[hdr:])
 		w.size += payload
 		w.next += uint32(payload)
-		w.psh = p[40+13] & psh
+		w.psh = p[tcp+13] & psh
 		if payload < w.seg || w.psh != 0 {
 			w.deliverRun()
 		}
 		return
 	}
 	w.deliverRun()
-	if payload == 0 || p[40+13] != ack {
+	if hdr == 0 || payload == 0 || p[tcp+13] != ack {
 		w.l.deliver(buffer.NewViewWithData(p))
 		return
 	}
 	w.run = append(w.run, p)
-	w.hdr, w.size, w.seg, w.psh = hdr, len(p), payload, 0
-	w.next = binary.BigEndian.Uint32(p[40+4:]) + uint32(payload)
+	w.tcp, w.hdr, w.size, w.seg, w.psh = tcp, hdr, len(p), payload, 0
+	w.next = binary.BigEndian.Uint32(p[tcp+4:]) + uint32(payload)
 }
 
 const (
@@ -230,27 +248,55 @@ const (
 	psh = byte(header.TCPFlagPsh)
 )
 
-// splitTCP returns the length of the IPv6 and TCP headers and of what follows them; 0, 0 if p is not plain TCP.
-func splitTCP(p []byte) (hdr, payload int) {
-	if p[6] != tun.ProtoTCP || len(p) < 60 {
+// whole reports whether p is one IP packet, no more and no less, with a header that is as it was sent.
+func whole(p []byte) bool {
+	if len(p) < header.IPv4MinimumSize {
+		return false
+	}
+	switch p[0] >> 4 {
+	case 6:
+		return len(p) >= header.IPv6MinimumSize && int(binary.BigEndian.Uint16(p[4:]))+header.IPv6MinimumSize == len(p)
+	case 4:
+		hdr := int(p[0]&0x0f) * 4
+		return hdr >= header.IPv4MinimumSize && hdr <= len(p) && int(binary.BigEndian.Uint16(p[2:])) == len(p) && tun.Sum(p[:hdr], 0) == 0xffff
+	}
+	return false
+}
+
+// splitTCP returns where the TCP header is and where it ends; 0, 0 if p is not plain TCP. IPv4 options are not plain.
+func splitTCP(p []byte) (tcp, hdr int) {
+	l4, ok := tun.Transport(p)
+	if !ok || l4.Proto != tun.ProtoTCP || p[0]>>4 == 4 && l4.Offset != header.IPv4MinimumSize {
 		return 0, 0
 	}
-	hdr = 40 + int(p[40+12]>>4)*4
-	if hdr < 60 || hdr > len(p) {
+	if hdr, ok = tun.HeaderLen(p); !ok {
 		return 0, 0
 	}
-	return hdr, len(p) - hdr
+	return l4.Offset, hdr
 }
 
 // continues reports whether p is the next segment of the run: same flow, acknowledgement, window and options.
-func (w *writer) continues(p []byte, hdr, payload int) bool {
+func (w *writer) continues(p []byte, tcp, hdr int) bool {
 	h := w.run[0]
-	return hdr == w.hdr && payload <= w.seg && w.size+payload <= maxMerged &&
-		binary.BigEndian.Uint32(p[40+4:]) == w.next && p[40+13]&^psh == ack &&
-		bytes.Equal(p[:4], h[:4]) && p[7] == h[7] && bytes.Equal(p[8:44], h[8:44]) && // class, TTL; addresses, ports
-		bytes.Equal(p[48:53], h[48:53]) && bytes.Equal(p[54:56], h[54:56]) && bytes.Equal(p[58:hdr], h[58:hdr]) // all but flags and checksum
+	payload := len(p) - hdr
+	if tcp != w.tcp || hdr != w.hdr || payload > w.seg || w.size+payload > maxMerged || !sameFlow(p, h) {
+		return false
+	}
+	p, h, hdr = p[tcp:], h[tcp:], hdr-tcp
+	return binary.BigEndian.Uint32(p[4:]) == w.next && p[13]&^psh == ack &&
+		bytes.Equal(p[:4], h[:4]) && bytes.Equal(p[8:13], h[8:13]) && // ports; acknowledgement, length
+		bytes.Equal(p[14:16], h[14:16]) && bytes.Equal(p[18:hdr], h[18:hdr]) // window; all behind the checksum
 }
 
+// sameFlow compares the IP headers of two TCP packets in all that a run shares: version, class, TTL and addresses.
+func sameFlow(p, h []byte) bool {
+	if p[0]>>4 == 4 {
+		return bytes.Equal(p[:2], h[:2]) && bytes.Equal(p[6:10], h[6:10]) && bytes.Equal(p[12:20], h[12:20]) // DF goes with TTL
+	}
+	return bytes.Equal(p[:4], h[:4]) && p[7] == h[7] && bytes.Equal(p[8:40], h[8:40])
+}
+
+// deliverRun leaves the IPv4 header's checksum as it was: whole has checked it, and the stack does not.
 func (w *writer) deliverRun() {
 	if len(w.run) == 0 {
 		return
@@ -260,8 +306,12 @@ func (w *writer) deliverRun() {
 		v.Write(part) // cannot fail
 	}
 	head := v.AsSlice()
-	binary.BigEndian.PutUint16(head[4:], uint16(w.size-header.IPv6MinimumSize))
-	head[40+13] |= w.psh
+	if head[0]>>4 == 4 {
+		binary.BigEndian.PutUint16(head[2:], uint16(w.size))
+	} else {
+		binary.BigEndian.PutUint16(head[4:], uint16(w.size-header.IPv6MinimumSize))
+	}
+	head[w.tcp+13] |= w.psh
 	clear(w.run)
 	w.run = w.run[:0]
 	w.l.deliver(v)
@@ -276,11 +326,15 @@ func (w *writer) Flush() error {
 	return nil
 }
 
-// checksumOK checks the TCP or UDP checksum of a packet without extension headers. ICMPv6 is checked by the stack. What is
-// behind extension headers is believed: session has authenticated the node it comes from.
+// checksumOK checks the TCP or UDP checksum of a packet that is no fragment and has no extension headers. ICMP is checked by
+// the stack. The rest is believed: session has authenticated the node it comes from.
 func checksumOK(p []byte) bool {
-	proto, at := p[6], 0
-	switch proto {
+	l4, ok := tun.Transport(p)
+	if !ok {
+		return true
+	}
+	t, at := p[l4.Offset:], 0
+	switch l4.Proto {
 	case tun.ProtoTCP:
 		at = 16
 	case tun.ProtoUDP:
@@ -288,9 +342,11 @@ func checksumOK(p []byte) bool {
 	default:
 		return true
 	}
-	t := p[header.IPv6MinimumSize:]
-	if len(t) < at+2 || proto == tun.ProtoUDP && t[6] == 0 && t[7] == 0 { // RFC 8200 section 8.1: UDP must have one
+	if len(t) < at+2 {
 		return false
 	}
-	return tun.Sum(t, tun.PseudoSum(p, proto, len(t))) == 0xffff
+	if l4.Proto == tun.ProtoUDP && t[6] == 0 && t[7] == 0 {
+		return p[0]>>4 == 4 // none was computed: RFC 768; with IPv6 there must be one, RFC 8200 section 8.1
+	}
+	return tun.Sum(t, tun.PseudoSum(p, l4.Proto, len(t))) == 0xffff
 }

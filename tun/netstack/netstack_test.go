@@ -71,24 +71,19 @@ func (w *wire) run(t testing.TB, from, to tun.Device) {
 	}
 }
 
-// cut splits a TCP super-packet, with partial checksums.
-func cut(p tun.Packet) [][]byte {
+// cut splits a super-packet as session does, with partial checksums.
+func cut(p tun.Packet) (out [][]byte) {
 	if p.SegSize == 0 {
 		return [][]byte{p.Data}
 	}
-	hdr := 40 + int(p.Data[52]>>4)*4
-	var out [][]byte
-	for off := hdr; off < len(p.Data); off += int(p.SegSize) {
-		end := min(off+int(p.SegSize), len(p.Data))
-		s := append(bytes.Clone(p.Data[:hdr]), p.Data[off:end]...)
-		binary.BigEndian.PutUint16(s[4:], uint16(len(s)-40))
-		binary.BigEndian.PutUint32(s[44:], binary.BigEndian.Uint32(p.Data[44:])+uint32(off-hdr))
-		if end < len(p.Data) {
-			s[53] &^= 0x09 // FIN and PSH belong to the last
-		}
-		tun.SetPartial(s)
-		out = append(out, s)
+	hdr, ok := tun.HeaderLen(p.Data)
+	if !ok {
+		panic("a super-packet without headers")
 	}
+	tun.Cut(p.Data, hdr, int(p.SegSize), func(ip []byte) {
+		tun.SetPartial(ip)
+		out = append(out, bytes.Clone(ip))
+	})
 	return out
 }
 
@@ -119,13 +114,19 @@ func ctx(t testing.TB) context.Context {
 	return c
 }
 
-// transfer sends size random bytes over a new connection and checks that all arrive.
+// transfer sends size random bytes over a new connection in the mesh and checks that all arrive.
 func transfer(t testing.TB, a, b *Stack, size int64) {
 	t.Helper()
 	l, err := b.Listen(ctx(t), "tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	send(t, a, l, size)
+}
+
+// send sends size random bytes to l, and reads an answer after the half-close.
+func send(t testing.TB, a *Stack, l net.Listener, size int64) {
+	t.Helper()
 	defer l.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -144,7 +145,7 @@ func transfer(t testing.TB, a, b *Stack, size int64) {
 			t.Errorf("Write: %v", err)
 		}
 	})
-	c, err := a.DialContext(ctx(t), "tcp", net.JoinHostPort(b.addr.String(), port(l.Addr())))
+	c, err := a.DialContext(ctx(t), "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,11 +164,6 @@ func transfer(t testing.TB, a, b *Stack, size int64) {
 	if !bytes.Equal(got.Sum(nil), want.Sum(nil)) {
 		t.Error("other bytes came out than went in")
 	}
-}
-
-func port(a net.Addr) string {
-	_, p, _ := net.SplitHostPort(a.String())
-	return p
 }
 
 func TestTCP(t *testing.T) {
@@ -465,8 +461,14 @@ func FuzzWriter(f *testing.F) {
 	f.Add(packet(tun.ProtoTCP, append([]byte{0, 1, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "payload"...)), true)
 	f.Add(packet(tun.ProtoUDP, []byte{0, 1, 0, 2, 0, 8, 0, 0}), true)
 	f.Add(packet(44, []byte{58, 0, 0, 1, 0, 0, 0, 1, 128, 0, 0, 0, 0, 0, 0, 1}), true)
+	f.Add(packet4(tun.ProtoTCP, append([]byte{0, 1, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x10, 0, 9, 0, 0, 0, 0}, "payload"...)), true)
+	f.Add(packet4(tun.ProtoUDP, []byte{0, 1, 0, 2, 0, 8, 0, 0}), false)
+	f.Add(packet4(1, []byte{8, 0, 0xf7, 0xfd, 0, 1, 0, 1}), false)
 	s, err := New(Config{Addr: addrA, MTU: 1400})
 	if err != nil {
+		f.Fatal(err)
+	}
+	if err := s.SetOutside(leaseA, netip.Addr{}); err != nil {
 		f.Fatal(err)
 	}
 	l, err := s.Listen(context.Background(), "tcp", ":80")
@@ -488,8 +490,8 @@ func FuzzWriter(f *testing.F) {
 		w.Write(p, partial)
 		if len(p) > 44 { // once more, where the next segment would be
 			q := bytes.Clone(p)
-			if hdr, n := splitTCP(p); hdr != 0 {
-				binary.BigEndian.PutUint32(q[44:], binary.BigEndian.Uint32(p[44:])+uint32(n))
+			if tcp, hdr := splitTCP(p); hdr != 0 {
+				binary.BigEndian.PutUint32(q[tcp+4:], binary.BigEndian.Uint32(p[tcp+4:])+uint32(len(p)-hdr))
 			}
 			w.Write(q, partial)
 		}
