@@ -27,6 +27,7 @@ const (
 	DefaultListen = "udp://[::]:7117"
 	DefaultPortal = "127.0.0.1:7118"
 	DefaultSOCKS  = "127.0.0.1:7119"
+	DefaultDNS    = "127.0.0.1:7153"
 )
 
 // Config is a node's configuration. The doc tags become the comments of the
@@ -39,20 +40,24 @@ type Config struct {
 
 	Listen []string `toml:"listen" doc:"Where neighbours reach this node: udp://, tls:// or wss:// with address and port. [] listens nowhere.\nWhen this is not set and the port is taken, a free one is used."`
 
-	Peers     []Peer    `toml:"peer" doc:"Nodes to connect to that multicast does not find: one [[peer]] for each."`
-	Multicast Multicast `toml:"multicast" doc:"Finding neighbours on the local network."`
-	Introduce Introduce `toml:"introduce" doc:"Direct links between nodes that share a neighbour, also through NATs. The neighbour tells each the other's address."`
-	Community Community `toml:"community" doc:"A closed network: only nodes with the same key link with each other."`
-	TUN       TUN       `toml:"tun" doc:"The network interface through which programs on this device reach the mesh."`
-	Userspace Userspace `toml:"userspace" doc:"Without root there is no network interface: programs use these proxies instead.\nThe proxies also run beside the interface when set here."`
-	Forwards  []Forward `toml:"forward" doc:"Ports of this device that lead to a node: one [[forward]] for each."`
-	Exposes   []Expose  `toml:"expose" doc:"Ports of this node in the mesh that lead to a service elsewhere: one [[expose]] for each.\nThe firewall must allow them too."`
-	Yggdrasil Yggdrasil `toml:"yggdrasil" doc:"The Yggdrasil network: this node is a node of it too, under the same address. What no Weft node is known for goes there.\nThe firewall covers it."`
-	Firewall  Firewall  `toml:"firewall" doc:"Who may open connections to this device over the mesh. Nobody, unless a rule says so; ping always works."`
-	Portal    Portal    `toml:"portal" doc:"The page that shows what this node does."`
-	API       API       `toml:"api" doc:"The socket that weft's other commands use."`
-	Route     Route     `toml:"route" doc:"How this node takes part in routing."`
-	Log       Log       `toml:"log" doc:"What is written to standard error."`
+	Peers     []Peer     `toml:"peer" doc:"Nodes to connect to that multicast does not find: one [[peer]] for each."`
+	Multicast Multicast  `toml:"multicast" doc:"Finding neighbours on the local network."`
+	Introduce Introduce  `toml:"introduce" doc:"Direct links between nodes that share a neighbour, also through NATs. The neighbour tells each the other's address."`
+	Community Community  `toml:"community" doc:"A closed network: only nodes with the same key link with each other."`
+	TUN       TUN        `toml:"tun" doc:"The network interface through which programs on this device reach the mesh."`
+	Userspace Userspace  `toml:"userspace" doc:"Without root there is no network interface: programs use these proxies instead.\nThe proxies also run beside the interface when set here."`
+	Gateway   Gateway    `toml:"gateway" doc:"Sharing the internet: who has a line shares it, who has none uses it."`
+	DNS       DNS        `toml:"dns" doc:"Names: those of the mesh, and through the gateway all others."`
+	Guest     Guest      `toml:"guest" doc:"A network for devices without Weft: phones, televisions, visitors."`
+	Rates     []LinkRate `toml:"rate" doc:"How fast the links on an interface are, when something behind it is slower than the interface: one [[rate]] for each."`
+	Forwards  []Forward  `toml:"forward" doc:"Ports of this device that lead to a node: one [[forward]] for each."`
+	Exposes   []Expose   `toml:"expose" doc:"Ports of this node in the mesh that lead to a service elsewhere: one [[expose]] for each.\nThe firewall must allow them too."`
+	Yggdrasil Yggdrasil  `toml:"yggdrasil" doc:"The Yggdrasil network: this node is a node of it too, under the same address. What no Weft node is known for goes there.\nThe firewall covers it."`
+	Firewall  Firewall   `toml:"firewall" doc:"Who may open connections to this device over the mesh. Nobody, unless a rule says so; ping always works."`
+	Portal    Portal     `toml:"portal" doc:"The page that shows what this node does."`
+	API       API        `toml:"api" doc:"The socket that weft's other commands use."`
+	Route     Route      `toml:"route" doc:"How this node takes part in routing."`
+	Log       Log        `toml:"log" doc:"What is written to standard error."`
 
 	// ListenSet and Portal.Set say that the file chose: then a port that is
 	// taken is an error and not a reason for another port.
@@ -65,6 +70,7 @@ type Peer struct {
 	Key     ident.PublicKey `toml:"key,omitempty" doc:"Accept only the node with this key, 64 hex digits (see: weft id)." example:"\"d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a\""`
 	Cost    float64         `toml:"cost,omitempty" doc:"Multiplier on the link's measured cost, 0.01 to 1000: above 1 avoids it, below 1 prefers it." example:"1.0"`
 	Metered bool            `toml:"metered,omitempty" doc:"The link costs money or battery." example:"false"`
+	Rate    Rate            `toml:"rate,omitempty" doc:"What the link can send each second, when something on the way is slower than the interface." example:"\"20 Mbit/s\""`
 
 	Source Source `toml:"-"`
 }
@@ -190,6 +196,9 @@ func Default() *Config {
 		TUN:       TUN{Enabled: Auto, Name: "auto"},
 		Userspace: Userspace{SOCKS: "auto", HTTP: "off"},
 		Yggdrasil: Yggdrasil{Enabled: Auto},
+		Gateway:   Gateway{Use: "off", IPv4: true, IPv6: "nat"},
+		DNS:       DNS{Listen: DefaultDNS, Redirect: true, DNS64: true},
+		Guest:     Guest{Mode: "voucher", Network: "10.77.0.1/24", DHCP: "auto"},
 		Portal:    Portal{Listen: DefaultPortal},
 		Route:     Route{Lambda: 1},
 		Log:       Log{Level: "info", Format: "text"},
@@ -237,5 +246,15 @@ func (c *Config) Add(a Added) {
 	}
 	if !c.Closed() {
 		c.Community.Key = a.CommunityKey
+	}
+	if g := a.Gateway; g != nil { // what was said last holds
+		if g.Use != "" {
+			c.Gateway.Use = g.Use
+		}
+		if o := g.Offer; o != nil {
+			c.Gateway.Offer, c.Gateway.Price, c.Gateway.Down, c.Gateway.Up = o.On, o.Price, o.Down, o.Up
+			c.Gateway.IPv4, c.Gateway.IPv6 = o.IPv4, o.IPv6
+			c.Gateway.Members = o.Members
+		}
 	}
 }

@@ -350,6 +350,7 @@ func (f *file) check(c *Config) {
 	f.short("expose", len(c.Exposes), maxList)
 	f.checkYggdrasil(&c.Yggdrasil)
 	f.checkFirewall(c.Firewall)
+	f.checkSharing(c)
 	f.span("route.lambda", c.Route.Lambda, 0, 1000)
 	if p := c.Route.Position; len(p) != 0 && (len(p) != 2 || !(math.Abs(p[0]) <= 90) || !(math.Abs(p[1]) <= 180)) {
 		f.report("route.position", "must be latitude and longitude in degrees, like [52.52, 13.40]")

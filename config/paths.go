@@ -92,6 +92,24 @@ type Added struct {
 	CommunityKey   Secret   `toml:"community_key,omitempty"`
 	Peers          []Peer   `toml:"peer"`
 	YggdrasilPeers []string `toml:"yggdrasil_peers,omitempty"`
+	Gateway        *Sharing `toml:"gateway,omitempty"`
+}
+
+// Sharing is what weft gateway was told last.
+type Sharing struct {
+	Use   string `toml:"use,omitempty"`
+	Offer *Offer `toml:"offer,omitempty"`
+}
+
+// Offer is what weft gateway offer and stop said last.
+type Offer struct {
+	On      bool     `toml:"on"`
+	Price   uint32   `toml:"price"`
+	Down    Rate     `toml:"down"`
+	Up      Rate     `toml:"up"`
+	IPv4    bool     `toml:"ipv4"`
+	IPv6    IPv6Mode `toml:"ipv6"`
+	Members bool     `toml:"members_only"`
 }
 
 // LoadAdded reads what commands have added to the node in dir.
