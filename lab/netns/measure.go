@@ -43,7 +43,8 @@ type PingReport struct {
 	Sent, Received int
 	Duplicates     int // replies that came again
 	Overtaken      int // replies that came after a later one's
-	Median, P99    time.Duration
+	Median, P95    time.Duration
+	P99, Max       time.Duration
 	// Gap is the longest time between two replies that followed each other, less the interval at which requests went out:
 	// how long the path was dead. A stream that ended unanswered counts up to its end.
 	Gap time.Duration
@@ -169,7 +170,8 @@ func (p *Pings) report(end time.Time) PingReport {
 	slices.Sort(rtts)
 	r.Received = len(rtts)
 	r.Sent = last - first + 1
-	r.Median, r.P99 = rtts[len(rtts)/2], rtts[min(len(rtts)-1, len(rtts)*99/100)]
+	share := func(hundredths int) time.Duration { return rtts[min(len(rtts)-1, len(rtts)*hundredths/100)] }
+	r.Median, r.P95, r.P99, r.Max = share(50), share(95), share(99), share(100)
 	r.Gap = time.Duration(max(0, gap) * 1e9)
 	return r
 }
@@ -220,6 +222,7 @@ type FlowSpec struct {
 	From, To string
 	Addr     netip.Addr    // where To listens
 	Time     time.Duration // whole seconds: iperf3 knows no less
+	Bytes    int64         // ends after so many instead; Time is then how long it may take
 	Warmup   time.Duration // whole seconds, left out of the figures
 	UDP      int           // payload bytes per datagram; 0 is TCP
 	Rate     float64       // UDP: bit/s
@@ -240,7 +243,12 @@ func (w *World) Iperf(ctx context.Context, f FlowSpec) (Flow, error) {
 	if err := w.AwaitListen(ctx, f.To, port, srv); err != nil {
 		return Flow{}, err
 	}
-	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-p", strconv.Itoa(port), "-t", whole(f.Time)}
+	argv := []string{"iperf3", "-J", "-c", f.Addr.String(), "-p", strconv.Itoa(port)}
+	if f.Bytes > 0 {
+		argv = append(argv, "-n", strconv.FormatInt(f.Bytes, 10))
+	} else {
+		argv = append(argv, "-t", whole(f.Time))
+	}
 	if f.Back {
 		argv = append(argv, "-R")
 	}
