@@ -33,12 +33,14 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // world is a Backend with a fixed state.
 type world struct {
 	Hub
-	status  Status
-	peers   []Peer
-	removed string
-	asked   PingRequest
-	fw      Firewall
-	err     error
+	status   Status
+	peers    []Peer
+	removed  string
+	asked    PingRequest
+	fw       Firewall
+	gw       Gateway
+	vouchers []Voucher
+	err      error
 }
 
 func (w *world) Status(context.Context) (Status, error) { return w.status, w.err }

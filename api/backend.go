@@ -5,7 +5,7 @@ import (
 	"iter"
 )
 
-// Backend is all that a node offers to its owner. It is four small interfaces
+// Backend is all that a node offers to its owner. It is six small interfaces
 // in one; who needs less asks for less. The node implements it, Client speaks
 // it over the socket.
 type Backend interface {
@@ -13,6 +13,8 @@ type Backend interface {
 	Prober
 	Peering
 	Gatekeeper
+	Sharer
+	Host
 }
 
 // Viewer reads the state of a node. Lists come in a stable order.

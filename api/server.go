@@ -39,7 +39,7 @@ type endpoint struct {
 	query        string // name of the query parameter that is required
 	response     any    // body, nil when there is none
 	stream       bool   // the response is one JSON value per line, or SSE
-	changes      bool   // alters the node: never offered by the portal
+	changes      bool   // alters the node, or tells what is the owner's business alone: never offered by the portal
 	serve        func(b Backend, w http.ResponseWriter, r *http.Request) error
 }
 
@@ -104,6 +104,54 @@ var endpoints = []endpoint{
 		serve: with(func(b Backend, r *http.Request, req InviteRequest) (Invite, error) { return b.Invite(r.Context(), req) })},
 	{method: "POST", path: "/v1/join", summary: "Take up an invitation.", request: JoinRequest{}, response: Joined{}, changes: true,
 		serve: with(func(b Backend, r *http.Request, req JoinRequest) (Joined, error) { return b.Join(r.Context(), req) })},
+	{method: "GET", path: "/v1/gateway", summary: "How the internet is shared: this node's line, and whose line it uses.", response: Gateway{},
+		serve: one(func(b Backend, r *http.Request) (Gateway, error) { return shared(b.Gateway(r.Context())) })},
+	{method: "PUT", path: "/v1/gateway/offer", summary: "Share this node's line, or stop.", request: OfferRequest{}, response: Gateway{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req OfferRequest) (Gateway, error) {
+			return shared(b.OfferGateway(r.Context(), req))
+		})},
+	{method: "PUT", path: "/v1/gateway/use", summary: "Choose the gateway to take the internet from.", request: UseRequest{}, response: Gateway{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req UseRequest) (Gateway, error) {
+			return shared(b.UseGateway(r.Context(), req))
+		})},
+	{method: "GET", path: "/v1/meter", summary: "Who carried what for whom.", response: Meter{},
+		serve: one(func(b Backend, r *http.Request) (Meter, error) {
+			m, err := b.Meter(r.Context())
+			m.Sessions, m.Links = full(m.Sessions), full(m.Links)
+			return m, err
+		})},
+	{method: "GET", path: "/v1/guests", summary: "Devices without Weft behind this node.", response: Guests{}, changes: true, // who is here is nobody else's business
+		serve: one(func(b Backend, r *http.Request) (Guests, error) {
+			g, err := b.Guests(r.Context())
+			g.Clients = full(g.Clients)
+			return g, err
+		})},
+	{method: "GET", path: "/v1/vouchers", summary: "All vouchers.", response: []Voucher{}, changes: true, // codes are as good as keys
+		serve: list(func(b Backend, r *http.Request) ([]Voucher, error) { return b.Vouchers(r.Context()) })},
+	{method: "POST", path: "/v1/vouchers", summary: "Make vouchers.", request: VoucherRequest{}, response: []Voucher{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req VoucherRequest) ([]Voucher, error) {
+			return b.MakeVouchers(r.Context(), req)
+		})},
+	{method: "DELETE", path: "/v1/vouchers", summary: "Revoke a voucher.", query: "code", changes: true,
+		serve: func(b Backend, w http.ResponseWriter, r *http.Request) error {
+			if err := b.RevokeVoucher(r.Context(), r.FormValue("code")); err != nil {
+				return err
+			}
+			w.WriteHeader(http.StatusNoContent)
+			return nil
+		}},
+	{method: "POST", path: "/v1/vouchers/import", summary: "Take vouchers from a file.", request: VoucherFile{}, response: VoucherImport{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req VoucherFile) (VoucherImport, error) {
+			return b.ImportVouchers(r.Context(), req)
+		})},
+	{method: "POST", path: "/v1/vouchers/export", summary: "All vouchers as a file.", response: VoucherFile{}, changes: true,
+		serve: one(func(b Backend, r *http.Request) (VoucherFile, error) { return b.ExportVouchers(r.Context()) })},
+}
+
+// shared fills in lists that are empty.
+func shared(g Gateway, err error) (Gateway, error) {
+	g.Clients, g.Use.Candidates, g.DNS.Listen, g.DNS.Upstreams = full(g.Clients), full(g.Use.Candidates), full(g.DNS.Listen), full(g.DNS.Upstreams)
+	return g, err
 }
 
 // Handler serves the whole API of b.
