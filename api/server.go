@@ -25,7 +25,7 @@ import (
 var openAPI []byte
 
 // maxBody bounds a request's body.
-const maxBody = 256 << 10
+const maxBody = 1 << 20
 
 // socketMode lets the owner and the group of the socket talk to the node.
 const socketMode = 0o660

@@ -48,6 +48,10 @@ type verbs struct {
 	Trace    traceCmd    `cmd:"" help:"Show the path to a node, with costs and prices."`
 	LSDB     lsdbCmd     `cmd:"" name:"lsdb" help:"Show the link-state database: every node and its links."`
 	Firewall firewallCmd `cmd:"" help:"Show and change who may reach this device."`
+	Gateway  gatewayCmd  `cmd:"" help:"Share the internet: offer this device's line, or use another's."`
+	Meter    meterCmd    `cmd:"" help:"Show who carried what for whom."`
+	Guest    guestCmd    `cmd:"" help:"Show devices without Weft behind this node."`
+	Voucher  voucherCmd  `cmd:"" help:"Make and manage vouchers that let guests in."`
 	Invite   inviteCmd   `cmd:"" help:"Make a link and a QR code with which others join."`
 	Join     joinCmd     `cmd:"" help:"Join with a link that someone made with weft invite."`
 	Version  versionCmd  `cmd:"" help:"Show the version."`
