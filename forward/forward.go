@@ -3,7 +3,8 @@
 //
 // Only link adds neighbours, only node sets tables; session is the [Local] that gets what is addressed to this node.
 // A [Receiver] belongs to one goroutine; everything else is safe for concurrent use. No goroutine is started and nothing
-// is allocated per packet. forward knows no money: it counts per (neighbour, destination, class), others draw conclusions.
+// is allocated per packet. link runs [Neighbour.Serve] for links with a rate. forward knows no money: it counts what came and
+// what went per (neighbour, destination, class), others draw conclusions.
 //
 // What happens to one datagram (docs/spec/wire.md section 2):
 //
@@ -13,10 +14,13 @@
 //	   ├─ probe ─────────────► Events.Probe
 //	   ├─ for this node ─────► Sink.Deliver
 //	   ├─ ttl ≤ 1, no route, or only back where it came from ► counted, dropped
-//	   └─ else ttl-1, new counter, new MAC ─► next hop's Sender
+//	   └─ else ttl-1 ──┬─ next hop has no rate ─► new counter, new MAC ─► its Sender
+//	                   └─ next hop is shaped ─► copied into its queue ─┬─ no room, late ─► counted, dropped
+//	                                                                   └─ due ─► new counter, new MAC ─► its Sender
 //
 // Invariants: a datagram that is not authentic and fresh is never forwarded, delivered or counted as traffic; a counter
-// is used at most once per link direction and epoch.
+// is used at most once per link direction and epoch, and given at the moment of sending: a queue reorders no counters and
+// its drops leave no gaps. What is counted as handed to a neighbour, its Sender took.
 package forward
 
 import (
@@ -89,12 +93,14 @@ type NextHop struct {
 // Table maps destinations to next hops. It is immutable once given to SetTable.
 type Table map[ident.NodeID]NextHop
 
-// Counts are what the plane did with datagrams since it was made.
+// Counts are what the plane did with datagrams since it was made. Relayed and Sent count what was given to a Sender, for shaped
+// links when it leaves the queue.
 type Counts struct {
 	Relayed, Delivered, Sent       uint64
 	NoRoute, TTLExpired, Bounced   uint64 // Bounced: the only way was back
 	Malformed, UnknownLink, BadMAC uint64
 	Replayed, SendErrors, NoKeys   uint64
+	Shed                           uint64 // by the queues of shaped links: no room, or waited too long
 }
 
 // Plane is the packet path of one node.
@@ -116,6 +122,7 @@ type counters struct {
 	noRoute, ttl, bounced          atomic.Uint64
 	malformed, unknownLink, badMAC atomic.Uint64
 	replayed, sendErrors, noKeys   atomic.Uint64
+	shed                           atomic.Uint64
 }
 
 const (
@@ -146,6 +153,7 @@ func (p *Plane) Counts() Counts {
 		NoRoute: c.noRoute.Load(), TTLExpired: c.ttl.Load(), Bounced: c.bounced.Load(),
 		Malformed: c.malformed.Load(), UnknownLink: c.unknownLink.Load(), BadMAC: c.badMAC.Load(),
 		Replayed: c.replayed.Load(), SendErrors: c.sendErrors.Load(), NoKeys: c.noKeys.Load(),
+		Shed: c.shed.Load(),
 	}
 }
 
@@ -174,8 +182,9 @@ func (p *Plane) Add(peer ident.PublicKey, s Sender, ev Events) (*Neighbour, erro
 	n := &Neighbour{
 		plane: p, peer: peer, id: peer.ID(), sender: s, events: ev,
 		index: rand.Uint32()&^slotMask | uint32(slot), // the high bits tell a neighbour from the slot's last one
-		flows: map[flowKey]*Flow{},
+		flows: newTally(),
 	}
+	n.handed.tally = newTally()
 	n.up.Store(true)
 	slots[slot] = n
 	p.slots.Store(&slots)
@@ -230,7 +239,8 @@ func (p *Plane) leadsTo(dest ident.NodeID) bool { _, ok := (*p.table.Load())[des
 var ErrNoRoute = errors.New("no route to that node")
 
 // Send starts datagrams of this node on their way to dest. buf holds datagrams of seg bytes each (the last may be
-// shorter), each with wire.HopLen bytes free in front of its end-to-end packet. The bounds are those of Sender.Send.
+// shorter), each with wire.HopLen bytes free in front of its end-to-end packet. The bounds are those of Sender.Send. What is
+// queued for a shaped neighbour is on its way: when it is dropped there, nobody hears of it.
 func (p *Plane) Send(dest ident.NodeID, class wire.Class, buf []byte, seg int) error {
 	n, _ := p.pick(dest, nil)
 	if n == nil {
@@ -243,6 +253,14 @@ func (p *Plane) Send(dest ident.NodeID, class wire.Class, buf []byte, seg int) e
 		return ErrNoRoute
 	}
 	count := (len(buf) + seg - 1) / seg
+	if q := n.queue.Load(); q != nil {
+		for at := 0; at < len(buf); at += seg {
+			h := wire.Hop(buf[at:min(at+seg, len(buf))])
+			h.Start(wire.DefaultTTL, class, dest)
+			q.put(nil, h)
+		}
+		return nil
+	}
 	first := n.reserve(k, count)
 	for at := 0; at < len(buf); at += seg {
 		h := wire.Hop(buf[at:min(at+seg, len(buf))])
@@ -251,7 +269,11 @@ func (p *Plane) Send(dest ident.NodeID, class wire.Class, buf []byte, seg int) e
 		first++
 	}
 	p.c.sent.Add(uint64(count))
-	return n.transmit(buf, seg, count)
+	if err := n.transmit(buf, seg, count); err != nil {
+		return err
+	}
+	n.hand(flowKey{dest, class}, count, len(buf)-count*wire.HopLen, true)
+	return nil
 }
 
 // coarse is the plane's clock for "when was a neighbour last heard": monotonic nanoseconds.

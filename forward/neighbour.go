@@ -21,6 +21,8 @@ type Neighbour struct {
 	up   atomic.Bool
 	keys atomic.Pointer[linkKeys]
 
+	queue atomic.Pointer[shaping] // nil: not shaped
+
 	sentPackets, sentBytes atomic.Uint64
 	lastSent               atomic.Int64 // coarse; data only
 
@@ -31,9 +33,19 @@ type Neighbour struct {
 	lastRecv    int64
 	badMAC      uint64
 	replayed    uint64
-	flows       map[flowKey]*Flow
-	lastKey     flowKey
-	lastFlow    *Flow
+	flows       tally
+
+	handed struct {
+		mu sync.Mutex // guards the tally
+		tally
+	}
+
+	pace struct {
+		mu      sync.Mutex // guards what follows
+		rate    int64
+		serving bool
+		s       *shaping // nil until Serve runs for the first time
+	}
 }
 
 // linkKeys are the keys in force. They are replaced as a whole; only the windows and the send counter inside move on.
@@ -50,23 +62,6 @@ type recvKey struct {
 	key    wire.HopKey
 	window Window
 }
-
-// Flow counts what a neighbour handed over for one destination in one class. Bytes are those of the end-to-end packets.
-type Flow struct {
-	Dest    ident.NodeID
-	Class   wire.Class
-	Packets uint64
-	Bytes   uint64
-}
-
-type flowKey struct {
-	dest  ident.NodeID
-	class wire.Class
-}
-
-// maxFlows bounds the destinations counted one by one per neighbour; the rest share the entry of NodeID zero. So do those that
-// nobody has heard of: a neighbour that makes them up fills no memory, and no places of those that it pays for.
-const maxFlows = 4096
 
 // Stats describes the traffic on one link.
 type Stats struct {
@@ -162,11 +157,48 @@ func when(ns int64) time.Time {
 func (n *Neighbour) Flows() []Flow {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	out := make([]Flow, 0, len(n.flows))
-	for _, f := range n.flows {
+	out := make([]Flow, 0, len(n.flows.flows))
+	for _, f := range n.flows.flows {
+		out = append(out, f.Flow)
+	}
+	return out
+}
+
+// Handed returns what this node sent or relayed to the neighbour, by destination and class: what its Sender took. Destination
+// zero gathers those over the bound.
+func (n *Neighbour) Handed() []Handed {
+	n.handed.mu.Lock()
+	defer n.handed.mu.Unlock()
+	out := make([]Handed, 0, len(n.handed.flows))
+	for _, f := range n.handed.flows {
 		out = append(out, *f)
 	}
 	return out
+}
+
+// hand books datagrams of one flow that the Sender took.
+func (n *Neighbour) hand(key flowKey, packets, bytes int, own bool) {
+	n.handed.mu.Lock()
+	f := n.handed.last
+	if f == nil || key != n.handed.lastKey {
+		f = n.handed.find(n.plane, key)
+	}
+	f.Packets += uint64(packets)
+	f.Bytes += uint64(bytes)
+	if own {
+		f.OwnPackets += uint64(packets)
+		f.OwnBytes += uint64(bytes)
+	}
+	n.handed.mu.Unlock()
+}
+
+// handMixed books relayed datagrams of several flows.
+func (n *Neighbour) handMixed(buf []byte, seg int) {
+	n.handed.mu.Lock()
+	for at := 0; at < len(buf); at += seg {
+		n.handed.add(n.plane, wire.Hop(buf[at:min(at+seg, len(buf))]))
+	}
+	n.handed.mu.Unlock()
 }
 
 // reserve takes count consecutive counters and returns the first.
@@ -183,32 +215,4 @@ func (n *Neighbour) transmit(buf []byte, seg, count int) error {
 		n.plane.c.sendErrors.Add(1)
 	}
 	return err
-}
-
-// countLocked books a datagram to its flow.
-func (n *Neighbour) countLocked(h wire.Hop) {
-	key := flowKey{h.Dest(), h.Class()}
-	f := n.lastFlow
-	if f == nil || key != n.lastKey {
-		if key.class >= wire.NumClasses {
-			key.class = wire.ClassBulk
-		}
-		f, n.lastFlow = n.flows[key], nil
-		known := f != nil || key.dest == n.plane.self || n.plane.leadsTo(key.dest)
-		if f == nil {
-			if !known || len(n.flows) >= maxFlows {
-				key.dest = 0
-				f = n.flows[key]
-			}
-			if f == nil {
-				f = &Flow{Dest: key.dest, Class: key.class}
-				n.flows[key] = f
-			}
-		}
-		if known {
-			n.lastKey, n.lastFlow = flowKey{h.Dest(), h.Class()}, f
-		}
-	}
-	f.Packets++
-	f.Bytes += uint64(len(h) - wire.HopLen)
 }

@@ -54,17 +54,27 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 		keys       *linkKeys
 		start, end int
 		count      int
+		flow       flowKey // of the first
+		mixed      bool    // there are others
 	}
 	flush := func() {
 		if run.count > 0 {
 			p.c.relayed.Add(uint64(run.count))
-			run.to.transmit(buf[run.start:run.end], seg, run.count)
+			out := buf[run.start:run.end]
+			switch err := run.to.transmit(out, seg, run.count); {
+			case err != nil:
+			case run.mixed:
+				run.to.handMixed(out, seg)
+			default:
+				run.to.hand(run.flow, run.count, len(out)-run.count*wire.HopLen, false)
+			}
 		}
 		run.count = 0
 	}
 	var last struct {
-		dest ident.NodeID
-		to   *Neighbour
+		dest  ident.NodeID
+		to    *Neighbour
+		queue *shaping
 	}
 	transit := p.transit.Load()
 	for at := 0; at < len(buf); at += seg {
@@ -96,13 +106,19 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 				why.Add(1)
 				continue
 			}
-			last.dest, last.to = dest, to
+			last.dest, last.to, last.queue = dest, to, to.queue.Load()
+		}
+		if last.queue != nil {
+			h.SetTTL(h.TTL() - 1)
+			last.queue.put(in, h)
+			continue
 		}
 		if run.count > 0 && (run.to != to || run.end != at || run.count == MaxBurst || end-run.start > MaxBurstBytes) {
 			flush()
 		}
 		if run.count == 0 {
 			run.to, run.keys, run.start = to, to.keys.Load(), at
+			run.flow, run.mixed = flowKey{dest, h.Class()}, false
 			if run.keys == nil {
 				p.c.noKeys.Add(1)
 				continue
@@ -112,6 +128,9 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 		h.Seal(run.keys.send, wire.KindData, run.keys.epoch, run.keys.peerIndex, to.reserve(run.keys, 1))
 		run.count++
 		run.end = end
+		if dest != run.flow.dest || h.Class() != run.flow.class {
+			run.mixed = true
+		}
 	}
 	flush()
 }
@@ -184,7 +203,7 @@ func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
 			in.mu.Lock()
 			continue
 		}
-		in.countLocked(h)
+		in.flows.add(p, h)
 		h[3] = verdictPass
 		passed++
 	}

@@ -39,6 +39,7 @@ const (
 	maxCatchUp = int64(10 * time.Millisecond) // of a line with a backlog, when Pop comes late
 	maxWeight  = 1 << 16
 	maxFavour  = 16 // quanta that new flows may take in a row while others wait
+	maxDebt    = 64 // rounds that a flow may miss for what it sent as urgent
 	minBytes   = 64 << 10
 	maxBytes   = 4 << 20
 	urgentSlab = int64(50 * time.Millisecond) // urgent bytes that may come at once, at the urgent share of the rate
@@ -273,7 +274,8 @@ func (q *Queue[T]) Push(now int64, key uint64, weight, size int, item T) {
 }
 
 // PushUrgent adds something that goes before all flows. So that nobody starves the others by calling everything urgent, what
-// is more than half of the rate takes its turn in the flow of its key, as with Push.
+// is more than half of the rate takes its turn in the flow of its key, as with Push, and what goes first counts against the
+// turns of that flow.
 func (q *Queue[T]) PushUrgent(now int64, key uint64, weight, size int, item T) {
 	if rate := q.conf.Rate; rate > 0 {
 		if q.urgentFree > now+urgentSlab {
@@ -281,6 +283,9 @@ func (q *Queue[T]) PushUrgent(now int64, key uint64, weight, size int, item T) {
 			return
 		}
 		q.urgentFree = max(q.urgentFree, now) + 2*int64(size)*8*second/rate
+		if f := q.flows[key]; f != nil && f.head != nil { // what went first is off its share
+			f.credit = max(f.credit-int64(size), -maxDebt*q.quantum*f.weight)
+		}
 	}
 	q.wake(now)
 	q.urgent.push(q.packet(now, size, item))
@@ -311,7 +316,7 @@ func (q *Queue[T]) Pop(now int64) (item T, ok bool, wait int64) {
 		return item, false, 0
 	}
 	if rate > 0 {
-		t := p.size*8*second + q.part
+		t := p.size*8*second + q.part // below 2^63 up to a gigabyte
 		q.free = max(q.free, now-maxCatchUp) + t/rate
 		q.part = t % rate
 	}

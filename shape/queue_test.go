@@ -279,7 +279,7 @@ func TestUrgentIsBounded(t *testing.T) {
 		}
 	}
 	total := float64(got[0] + got[1])
-	if share := float64(got[1]) / total; share < 0.24 || total*1500*8 < 5*rate*0.99 || total*1500*8 > 5*rate*1.01 {
+	if share := float64(got[1]) / total; share < 0.48 || share > 0.52 || total*1500*8 < 5*rate*0.99 || total*1500*8 > 5*rate*1.01 {
 		t.Errorf("ordinary packets had %.2f of %v bits", share, total*1500*8)
 	}
 }
