@@ -90,6 +90,7 @@ func TestShapedRelayKeepsItsRate(t *testing.T) {
 		before := len(c.got)
 		_, q := bc.n.Queue()
 		bc.n.SetRate(0)
+		synctest.Wait()
 		a.send(t, c, 0, 1, size)
 		synctest.Wait()
 		if want := before + int(q.Waiting) + 1; q.Waiting == 0 || len(c.got) != want {
@@ -135,6 +136,7 @@ func TestShapedLinkIsShared(t *testing.T) {
 					d.send(t, c, wire.ClassControl, 1, 100)
 				}
 				time.Sleep(time.Millisecond)
+				synctest.Wait()
 			}
 			if r := float64(got[1401]) / float64(got[1400]); r < 0.9 || r > 1.15 {
 				t.Errorf("class %d: this node sent %d, the flood %d", class, got[1401], got[1400])
@@ -177,6 +179,7 @@ func TestQueueReordersNoCounters(t *testing.T) {
 		a.send(t, c, wire.ClassBulk, 10, 1400)
 		a.send(t, c, wire.ClassControl, 1, 100)
 		time.Sleep(50 * time.Millisecond)
+		synctest.Wait()
 		if i := slices.Index(classes, wire.ClassControl); i < 0 || i > 1 {
 			t.Errorf("control came after %d others", i)
 		}
@@ -187,6 +190,7 @@ func TestQueueReordersNoCounters(t *testing.T) {
 		ba.n.Install(1, ab.n.Index(), y, x)
 		ab.n.Install(1, ba.n.Index(), x, y)
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(c.got) != 11 || ba.n.Stats().Replayed+ba.n.Stats().BadMAC != 0 {
 			t.Errorf("%d of 11 arrived: %+v", len(c.got), ba.n.Stats())
 		}
@@ -206,6 +210,7 @@ func TestDueDatagramsAreGathered(t *testing.T) {
 			a.send(t, b, 0, 1, 20_000)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		if len(b.got) != 20*42 {
 			t.Fatalf("%d of %d arrived", len(b.got), 20*42)
 		}
