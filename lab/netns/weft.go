@@ -3,6 +3,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,7 +53,7 @@ func (w *World) RunAs(node string, uid int) error {
 
 // argv is a weft command line for the node, run by whoever runs weft there.
 func (w *World) argv(n *Node, verb ...string) []string {
-	argv := append([]string{w.opt.Binary}, verb...)
+	argv := append([]string{cmp.Or(n.binary, w.opt.Binary)}, verb...)
 	argv = append(argv, "--state", n.StateDir())
 	if n.config != "" {
 		argv = append(argv, "--config", n.configPath())
@@ -70,7 +71,7 @@ func (w *World) Start(node string) error {
 	if err != nil {
 		return err
 	}
-	if w.opt.Binary == "" {
+	if w.opt.Binary == "" && n.binary == "" {
 		return errors.New("this world has no weft program to run")
 	}
 	if p := w.running(n); p != nil {

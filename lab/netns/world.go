@@ -64,6 +64,7 @@ type Node struct {
 
 	addr   netip.Addr // cached: a key has one for life
 	config string     // what its weft.toml holds
+	binary string     // a weft program of its own; empty: the world's
 	weft   *Process   // nil when not running; guarded by World.mu
 }
 
