@@ -57,7 +57,8 @@ type Config struct {
 
 	Introductions Introductions
 
-	Underlay Underlay // nil: System()
+	Control  Control  // of the sockets that lead to neighbours; nil: none
+	Underlay Underlay // nil: System(Control)
 }
 
 // Introductions say what a node does not do with nodes that share a neighbour with it.
@@ -161,7 +162,7 @@ func New(cfg Config) (*Manager, error) {
 		cfg.LANCap = DefaultLANCap
 	}
 	if cfg.Underlay == nil {
-		cfg.Underlay = System()
+		cfg.Underlay = System(cfg.Control)
 	}
 	for _, l := range cfg.Listen {
 		if _, err := parseURI(l, true); err != nil {

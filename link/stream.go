@@ -257,7 +257,8 @@ func (m *Manager) listenStreams(fail context.CancelCauseFunc) error {
 		if u.zone != "" {
 			host += "%" + u.zone
 		}
-		ln, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(u.port)))
+		lc := net.ListenConfig{Control: m.cfg.Control}
+		ln, err := lc.Listen(context.Background(), "tcp", net.JoinHostPort(host, fmt.Sprint(u.port)))
 		if err != nil {
 			return fmt.Errorf("%s: %w", l, err)
 		}

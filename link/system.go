@@ -6,19 +6,24 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/net/ipv6"
 
 	"weft/forward"
 )
 
-// System returns the operating system's network.
-func System() Underlay { return system{} }
+// Control changes a socket before it is bound or connected, as net.Dialer and net.ListenConfig call it.
+type Control = func(network, address string, c syscall.RawConn) error
 
-type system struct{}
+// System returns the operating system's network. control, nil for none, is called for every socket that leads to neighbours
+// by address, so that they can be kept apart from what the host sends through the mesh.
+func System(control Control) Underlay { return system{control} }
 
-func (system) Open(at netip.AddrPort, unreachable func(forward.Endpoint)) (Socket, error) {
-	return openUDP(at, unreachable)
+type system struct{ control Control }
+
+func (s system) Open(at netip.AddrPort, unreachable func(forward.Endpoint)) (Socket, error) {
+	return openUDP(at, unreachable, s.control)
 }
 
 func (system) Interfaces() ([]Interface, error) {
@@ -64,7 +69,8 @@ func (s system) Route(to forward.Endpoint) (Interface, bool, error) {
 		}
 		return Interface{}, false, fmt.Errorf("no interface has number %d", to.Scope)
 	}
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to.AddrPort()))
+	d := net.Dialer{Control: s.control}
+	c, err := d.Dial("udp", to.AddrPort().String())
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) {

@@ -41,7 +41,7 @@ func (m *Manager) dialTCP(ctx context.Context, u uri) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	var d net.Dialer
+	d := net.Dialer{Control: m.cfg.Control}
 	for _, a := range addrs {
 		var c net.Conn
 		if c, err = d.DialContext(ctx, "tcp", netip.AddrPortFrom(a, u.port).String()); err == nil {

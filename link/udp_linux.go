@@ -73,10 +73,14 @@ type sendOp struct {
 	wait func(fd uintptr) bool
 }
 
-func openUDP(at netip.AddrPort, unreachable func(forward.Endpoint)) (Socket, error) {
+func openUDP(at netip.AddrPort, unreachable func(forward.Endpoint), control Control) (Socket, error) {
 	s := &udpSocket{unreachable: unreachable}
-	lc := net.ListenConfig{Control: func(network, _ string, c syscall.RawConn) error {
-		var err error
+	lc := net.ListenConfig{Control: func(network, address string, c syscall.RawConn) (err error) {
+		if control != nil {
+			if err := control(network, address, c); err != nil {
+				return err
+			}
+		}
 		if e := c.Control(func(fd uintptr) { err = s.options(int(fd), network == "udp4") }); e != nil {
 			return e
 		}

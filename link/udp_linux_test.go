@@ -18,7 +18,7 @@ func openPair(t testing.TB, host string) (a, b *udpSocket, toA, toB forward.Endp
 	t.Helper()
 	ip := netip.MustParseAddr(host)
 	open := func() (*udpSocket, forward.Endpoint) {
-		s, err := openUDP(netip.AddrPort{}, nil)
+		s, err := openUDP(netip.AddrPort{}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,11 +126,11 @@ func TestSocketsAllocateNothing(t *testing.T) {
 func TestUnreachable(t *testing.T) {
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		told := make(chan forward.Endpoint, 16)
-		s, err := openUDP(netip.AddrPort{}, func(e forward.Endpoint) { told <- e })
+		s, err := openUDP(netip.AddrPort{}, func(e forward.Endpoint) { told <- e }, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		gone, err := openUDP(netip.AddrPort{}, nil)
+		gone, err := openUDP(netip.AddrPort{}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@
 package link
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -17,17 +18,17 @@ type udpSocket struct {
 	unreachable func(forward.Endpoint)
 }
 
-func openUDP(at netip.AddrPort, unreachable func(forward.Endpoint)) (Socket, error) {
-	var la *net.UDPAddr
+func openUDP(at netip.AddrPort, unreachable func(forward.Endpoint), control Control) (Socket, error) {
+	host := ""
 	if at.Addr().IsValid() && at.Addr() != netip.IPv6Unspecified() {
-		la = net.UDPAddrFromAddrPort(at)
-	} else {
-		la = &net.UDPAddr{Port: int(at.Port())}
+		host = at.Addr().String()
 	}
-	c, err := net.ListenUDP("udp", la)
+	lc := net.ListenConfig{Control: control}
+	pc, err := lc.ListenPacket(context.Background(), "udp", net.JoinHostPort(host, fmt.Sprint(at.Port())))
 	if err != nil {
 		return nil, fmt.Errorf("open UDP socket: %w", err)
 	}
+	c := pc.(*net.UDPConn)
 	_ = c.SetReadBuffer(socketBuffer) // as much as the system allows
 	_ = c.SetWriteBuffer(socketBuffer)
 	return &udpSocket{conn: c, unreachable: unreachable}, nil

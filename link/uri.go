@@ -121,7 +121,12 @@ func (m *Manager) resolve(ctx context.Context, u uri) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(u.host); err == nil {
 		return []netip.Addr{a.Unmap().WithZone(u.zone)}, nil
 	}
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", u.host)
+	names := net.DefaultResolver
+	if m.cfg.Control != nil { // the question must not depend on the mesh that it is to build
+		d := net.Dialer{Control: m.cfg.Control}
+		names = &net.Resolver{PreferGo: true, Dial: d.DialContext}
+	}
+	addrs, err := names.LookupNetIP(ctx, "ip", u.host)
 	if err != nil {
 		return nil, fmt.Errorf("look up %s: %w", u.host, err)
 	}
