@@ -34,6 +34,7 @@ var pendingFeatures = map[string]string{
 	"fair":    "fair shares at the gateway",
 	"restore": "what kill -9 leaves is taken back",
 	"meter":   "weft meter",
+	"guest":   "devices without Weft",
 	"ratio":   "delivered ratios count in link cost",
 }
 
@@ -351,12 +352,25 @@ func TestGatewayCommands(t *testing.T) {
 	run("gw", "offer", "--price", "7", "--down", "20M", "--up", "20M")
 	run("anna", "use", "auto")
 	s.online(anna, 15*time.Second)
-	var said json.RawMessage
-	if err := s.Weft(s.ctx, "anna", &said, "gateway", "status"); err != nil || !strings.Contains(string(said), address(t, s.ctx, s.World, "gw").String()) {
-		t.Errorf("anna's status does not name her gateway: %s, %v", said, err)
+	var anna1, gw1 api.Gateway
+	if err := errors.Join(s.Weft(s.ctx, "anna", &anna1, "gateway", "status"), s.Weft(s.ctx, "gw", &gw1, "gateway", "status")); err != nil {
+		t.Fatal(err)
 	}
-	if err := s.Weft(s.ctx, "gw", &said, "gateway", "status"); err != nil || !strings.Contains(string(said), address(t, s.ctx, s.World, "anna").String()) {
-		t.Errorf("the gateway's status does not name anna: %s, %v", said, err)
+	id := func(node string) string {
+		st, err := s.Status(s.ctx, node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.ID
+	}
+	if u := anna1.Use; u.State != "up" || u.ID != id("gw") || !u.IPv4.IsValid() || u.Price < 7 || !u.Whole {
+		t.Errorf("anna says that she uses %+v", u)
+	}
+	if o := gw1.Offer; !o.On || !o.Active || o.Mode != "kernel" || o.Price != 7 || o.DownBps != 20e6 || o.UpBps != 20e6 || !o.IPv4 || !o.IPv6 {
+		t.Errorf("the gateway says that it offers %+v", o)
+	}
+	if c := gw1.Clients; len(c) != 1 || c[0].ID != id("anna") || c[0].IPv4 != anna1.Use.IPv4 || c[0].UpBytes == 0 {
+		t.Errorf("the gateway says that its clients are %+v", c)
 	}
 	run("anna", "use", "off")
 	offline("she uses no gateway")

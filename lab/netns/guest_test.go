@@ -1,0 +1,191 @@
+//go:build linux && !router
+
+package netns
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/api"
+)
+
+// dhcp asks for an address as a phone does (RFC 2131) and returns the options of what is granted; 0 is the address.
+func (s *shared) dhcp(phone, ifname string) map[byte][]byte {
+	s.t.Helper()
+	n, err := s.World.node(phone)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var c net.PacketConn
+	var mac net.HardwareAddr
+	if err := inside(n.ns, func() error {
+		dev, err := net.InterfaceByName(ifname)
+		if err != nil {
+			return err
+		}
+		mac = dev.HardwareAddr
+		open := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = errors.Join(unix.BindToDevice(int(fd), ifname), unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1))
+			}), err)
+		}}
+		c, err = open.ListenPacket(s.ctx, "udp4", ":68")
+		return err
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	const discover, offer, request, ack = 1, 2, 3, 5
+	ask := func(kind byte, more ...byte) (map[byte][]byte, bool) {
+		m := make([]byte, 240)
+		copy(m, []byte{1, 1, 6, 0, 0x77, 0x65, 0x66, 0x74})
+		m[10] = 0x80 // answer by broadcast: there is no address yet
+		copy(m[28:], mac)
+		copy(m[236:], []byte{99, 130, 83, 99})
+		m = append(append(m, 53, 1, kind, 55, 4, 1, 3, 6, 114), more...)
+		if _, err := c.WriteTo(append(m, 255), &net.UDPAddr{IP: net.IPv4bcast, Port: 67}); err != nil {
+			s.t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		buf := make([]byte, 1500)
+		size, _, err := c.ReadFrom(buf)
+		if err != nil || size < 241 || buf[0] != 2 {
+			return nil, false
+		}
+		got := map[byte][]byte{0: buf[16:20]}
+		for o := buf[240:size]; len(o) > 2 && o[0] != 255; o = o[2+int(o[1]):] {
+			if len(o) < 2+int(o[1]) {
+				s.t.Fatalf("DHCP's answer is cut short: %x", buf[:size])
+			}
+			got[o[0]] = o[2 : 2+int(o[1])]
+		}
+		return got, len(got[53]) == 1
+	}
+	for begin := time.Now(); time.Since(begin) < 10*time.Second; {
+		o, ok := ask(discover)
+		if !ok || o[53][0] != offer {
+			continue
+		}
+		o, ok = ask(request, append(append([]byte{50, 4}, o[0]...), append([]byte{54, 4}, o[54]...)...)...)
+		if ok && o[53][0] == ack {
+			return o
+		}
+	}
+	s.t.Fatal("nobody answers DHCP")
+	return nil
+}
+
+// join does what a phone does on a new network: the kernel hears router advertisements, and DHCP asks for IPv4. It returns the
+// address of the page that the network names (RFC 8910).
+func (s *shared) join(phone, ifname string) (portal string) {
+	s.t.Helper()
+	o := s.dhcp(phone, ifname)
+	if len(o[1]) != 4 || len(o[3]) < 4 || len(o[6]) < 4 {
+		s.t.Fatalf("DHCP names no network, router or name server: %v", o)
+	}
+	at := func(b []byte) netip.Addr { return netip.AddrFrom4([4]byte(b)) }
+	bits, _ := net.IPMask(o[1]).Size()
+	if _, err := s.Exec(s.ctx, phone, "sh", "-ec", fmt.Sprintf("ip addr add %s/%d dev %s; ip route add default via %s", at(o[0]), bits, ifname, at(o[3]))); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.SetResolver(phone, at(o[6])); err != nil {
+		s.t.Fatal(err)
+	}
+	return string(o[114])
+}
+
+// A phone without Weft comes to a router: it gets addresses, sees the mesh and a first page, and with a voucher the internet
+// through a gateway elsewhere in the mesh.
+func TestGuest(t *testing.T) {
+	feature(t, "gateway", "dns", "guest")
+	s := newShared(t)
+	s.node("router", 0, uses+"\n[guest]\ninterface = \"eth1\"\n")
+	s.node("gw", 0, offers+upstream+"[firewall]\nrules = [\"allow tcp 80 from any\"]\n")
+	s.line(Shape{}, "router", "gw")
+	if _, err := s.AddNode("phone"); err != nil {
+		t.Fatal(err)
+	}
+	s.line(Shape{}, "router", "phone")
+	s.uplink("gw", 0)
+	s.start()
+	s.online(s.browser("router"), 15*time.Second)
+	mesh := serve(t, s.ctx, s.World, "gw", 80, "a page in the mesh\n")
+
+	portal := s.join("phone", "eth0")
+	phone := browser{t: t, ctx: s.ctx, w: s.World, node: "phone"}
+	until(t, s.ctx, "the phone gets a mesh address by router advertisement", func() bool {
+		out, err := s.Exec(s.ctx, "phone", "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global")
+		return err == nil && strings.Contains(string(out), " inet6 3")
+	})
+	limit := 5 * time.Second
+	for begin := time.Now(); ; wait(s.ctx, 100*time.Millisecond) {
+		got, err := phone.try("-m", "1", "-g", "http://"+mesh.String()+"/")
+		if err == nil && got == "a page in the mesh\n" {
+			break
+		}
+		if time.Since(begin) > limit {
+			t.Fatalf("the mesh is free for guests, and the phone gets %q: %v", got, err)
+		}
+	}
+
+	captive := func() bool {
+		t.Helper()
+		var a struct {
+			Captive bool   `json:"captive"`
+			Portal  string `json:"user-portal-url"`
+		}
+		if err := json.Unmarshal([]byte(phone.fetch("-H", "Accept: application/captive+json", portal)), &a); err != nil {
+			t.Errorf("the API at %q: %v", portal, err)
+		}
+		return a.Captive
+	}
+	const code = "%{http_code} %{redirect_url}"
+	if !captive() {
+		t.Error("a new phone is not captive")
+	}
+	got := phone.fetch("-o", "/dev/null", "-w", code, "http://"+WebAddr4.String()+"/generate_204")
+	status, page, _ := strings.Cut(got, " ")
+	if status != "302" || page == "" {
+		t.Fatalf("the probe of a new phone is answered %q", got)
+	}
+	if body := phone.fetch(page); !strings.Contains(body, "<form") {
+		t.Errorf("the first page has no form: %q", body)
+	}
+	phone.refused("https://"+WebAddr4.String()+"/", "a guest without a voucher")
+	phone.refused("telnet://"+SpeedAddr6.String()+":5201", "a guest without a voucher")
+
+	var made []api.Voucher
+	if err := s.Weft(s.ctx, "router", &made, "voucher", "create", "--minutes", "60", "--data", "50MB"); err != nil || len(made) != 1 {
+		t.Fatalf("%+v, %v", made, err)
+	}
+	phone.fetch("-o", "/dev/null", "--data-urlencode", "code="+made[0].Code, strings.TrimSuffix(page, "/")+"/voucher")
+	if captive() {
+		t.Error("with a voucher the phone is captive still")
+	}
+	phone.page(Page, "http://"+WebName+"/")
+	phone.page(s.up["gw"].Addr4.String()+"\n", "-4", "http://"+WebName+"/whoami")
+	phone.page(s.up["gw"].Addr6.String()+"\n", "-6", "http://"+WebName+"/whoami")
+	if got := phone.fetch("-o", "/dev/null", "-w", code, "http://"+WebAddr4.String()+"/generate_204"); !strings.HasPrefix(got, "404") {
+		t.Errorf("the probe of a guest does not reach its server: %q", got)
+	}
+	var known []api.Voucher
+	if err := s.Weft(s.ctx, "router", &known, "voucher", "list"); err != nil || len(known) != 1 || known[0].State != "in use" || len(known[0].MACs) != 1 {
+		t.Errorf("%+v, %v", known, err)
+	}
+	// More than its bytes: it ends in the middle.
+	if got, err := phone.try("-m", "20", "-o", "/dev/null", "http://"+WebAddr4.String()+"/big"); err == nil {
+		t.Errorf("a voucher of 50 MB carried 200: %q", got)
+	}
+	if !captive() {
+		t.Error("the voucher is used up, and the phone is not captive")
+	}
+}
