@@ -73,7 +73,8 @@ type way struct {
 	pin        ident.PublicKey // zero: whoever answers
 	multiplier int
 	metered    bool
-	lan        bool // found by discovery
+	rate       int64 // bits/s to send, as said of the peer
+	lan        bool  // found by discovery
 	rank       int
 	learned    *ident.PublicKey // set to the key of whom the dial reached
 }
@@ -126,7 +127,8 @@ func (m *Manager) accept(ctx context.Context, conn *quic.Conn, p *path) {
 func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, dialer bool) (_ *Link, err error) {
 	l := &Link{
 		m: m, dialer: dialer, conn: conn, path: p, multiplier: w.multiplier, metered: w.metered, metNow: w.metered, rank: w.rank,
-		up: make(chan struct{}), done: make(chan struct{}), id: m.nextID.Add(1),
+		peerRate: w.rate,
+		up:       make(chan struct{}), done: make(chan struct{}), id: m.nextID.Add(1),
 	}
 	l.lanID.Store(w.lan)
 	l.introLimit = rate.NewLimiter(rate.Every(introEvery), introBurst)
@@ -259,6 +261,7 @@ func (m *Manager) setup(ctx context.Context, conn *quic.Conn, p *path, w way, di
 	if err := m.firstProbe(l); err != nil {
 		return nil, err
 	}
+	l.shape()
 	old, err := m.commit(l)
 	if err != nil {
 		return nil, err
@@ -289,7 +292,7 @@ func (m *Manager) revive(l *Link) {
 		return
 	}
 	d := l.path.to.Load()
-	w := way{ep: d.ep, via: d.via, pin: l.peer, multiplier: l.multiplier, metered: l.metered, rank: l.rank}
+	w := way{ep: d.ep, via: d.via, pin: l.peer, multiplier: l.multiplier, metered: l.metered, rate: l.peerRate, rank: l.rank}
 	pause := soonPause
 	for began := time.Now(); time.Since(began) < reviveFor; pause += pause / 2 {
 		t := time.NewTimer(pause/2 + rand.N(pause))

@@ -43,7 +43,8 @@ type Link struct {
 	pathMTU    int // the narrower of both sides' UDP payloads
 	multiplier int
 	metered    bool
-	rank       int // of the path: better ones replace worse ones
+	peerRate   int64 // bits/s to send, as said of the peer; 0: nothing was
+	rank       int   // of the path: better ones replace worse ones
 	started    time.Time
 
 	ctx  context.Context
@@ -58,6 +59,11 @@ type Link struct {
 	met    atomic.Bool  // came from an introduction, and not asked for by the operator
 
 	introLimit *rate.Limiter // of introductions that the neighbour asks for or makes
+
+	pace struct {
+		mu sync.Mutex // guards what follows, and the neighbour's rate
+		on bool       // the neighbour's Serve runs
+	}
 
 	hmu       sync.Mutex // makes Handler calls serial; held while the handler runs
 	announced bool       // guarded by hmu: LinkUp was called

@@ -8,7 +8,8 @@
 //
 // The path of a datagram is: socket → forward.Receiver, on the socket's one reader goroutine, with no hand-over and no
 // allocation. Control datagrams leave that path at the first byte (wire.IsQUIC) and go to QUIC by way of an in-memory
-// packet connection (mux), in which every neighbour has an address that stays the same when the neighbour roams.
+// packet connection (mux), in which every neighbour has an address that stays the same when the neighbour roams. A link with
+// a rate has one goroutine more, which empties its queue (forward.Neighbour.Serve).
 //
 //	sockets, streams ──data, probes──► forward.Receiver ──probes──► Link (quality, liveness)
 //	      │                                                            │ dead, changed
@@ -53,7 +54,8 @@ type Config struct {
 	Listen       []string // URIs; without an udp:// one, an UDP port of the system's choice is opened
 	Peers        []Peer
 	Multicast    Multicast
-	LANCap       int // with more nodes than this on a LAN, link to some of them only; zero: DefaultLANCap
+	Rates        []InterfaceRate // of links by interface; the first that fits counts
+	LANCap       int             // with more nodes than this on a LAN, link to some of them only; zero: DefaultLANCap
 
 	Introductions Introductions
 
@@ -83,6 +85,7 @@ type Peer struct {
 	Key        ident.PublicKey // zero: whoever answers there
 	Multiplier int             // of the cost, in thousandths; zero: 1000
 	Metered    bool
+	Rate       int64 // bits/s that this node sends to it, with UDP and IP headers; zero: as Config.Rates say, else unbounded
 }
 
 // Handler gets what happens on links. The calls for one link are serial, LinkUp first and LinkDown last; a call may block
@@ -170,6 +173,9 @@ func New(cfg Config) (*Manager, error) {
 		}
 	}
 	if err := checkPatterns(append(slices.Clone(cfg.Multicast.Interfaces), cfg.Multicast.Exclude...)); err != nil {
+		return nil, err
+	}
+	if err := checkRates(cfg.Rates); err != nil {
 		return nil, err
 	}
 	cert, err := cfg.Agent.Certificate()
@@ -590,6 +596,7 @@ func (m *Manager) roamed(l *Link) {
 		iface, mtu, far := m.pathMTU(d.ep, d.via)
 		l.iface.Store(int64(iface))
 		l.far.Store(far)
+		l.shape()
 		l.mu.Lock()
 		narrower := mtu < l.pathMTU
 		if narrower {
@@ -678,6 +685,7 @@ func (m *Manager) interfacesChanged(down []int) {
 		case l.rank == rankRouted:
 			l.rerouted()
 		}
+		l.shape() // it may leave by another interface now
 	}
 	if gained {
 		m.intro.movedAway()

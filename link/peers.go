@@ -77,6 +77,9 @@ func (m *Manager) AddPeer(p Peer) error {
 		p.Key = u.peer.Key
 	}
 	p.Metered = p.Metered || u.peer.Metered
+	if err := checkRate(p.Rate); err != nil {
+		return fmt.Errorf("peer %q: %w", p.URI, err)
+	}
 	if p.Key == m.self {
 		return fmt.Errorf("peer %q: %w", p.URI, errSelf)
 	}
@@ -144,6 +147,7 @@ func (m *Manager) configure(l *Link) {
 			l.lanID.Store(false)
 			l.met.Store(false)
 			l.multiplier = p.conf.Multiplier
+			l.peerRate = p.conf.Rate
 			l.metered = l.metered || p.conf.Metered
 			l.metNow = l.metered
 		}
@@ -322,7 +326,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 func (p *peerState) dialStream(ctx context.Context, u uri) (key ident.PublicKey, err error) {
 	m := p.m
-	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, learned: &key}
+	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, rate: p.conf.Rate, learned: &key}
 	s, err := m.dialStream(ctx, u)
 	if err != nil {
 		return key, err
@@ -338,7 +342,7 @@ func (p *peerState) dialStream(ctx context.Context, u uri) (key ident.PublicKey,
 // dial makes one attempt, at one of the addresses that the name has now.
 func (p *peerState) dial(ctx context.Context, n int) (key ident.PublicKey, err error) {
 	m := p.m
-	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, learned: &key}
+	w := way{pin: p.conf.Key, multiplier: p.conf.Multiplier, metered: p.conf.Metered, rate: p.conf.Rate, learned: &key}
 	if p.uri.scheme != "udp" {
 		return p.dialStream(ctx, p.uri)
 	}

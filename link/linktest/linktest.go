@@ -53,6 +53,8 @@ type Quality struct {
 	Loss    float64       // 0 to 1
 	MTU     int           // of the interfaces; zero: 1500
 	Silence bool          // everything is lost and no interface notices
+	Rate    int64         // bits/s that each host's interface sends, with IPv6 and UDP headers; zero: unlimited
+	Buffer  time.Duration // what may wait for that; more is lost. Zero: 100 ms
 }
 
 // Segment is a LAN or a cable.
@@ -109,6 +111,27 @@ type port struct {
 	index   int
 	plugged bool
 	addrs   []netip.Prefix
+	free    time.Time     // when the line has sent what was given to it
+	wait    time.Duration // of the datagram that is being sent
+}
+
+// line puts a datagram on the line; it reports whether there is room.
+func (p *port) line(size int) bool {
+	p.wait = 0
+	rate := p.seg.q.Rate
+	if rate == 0 {
+		return true
+	}
+	now := time.Now()
+	if p.free.Before(now) {
+		p.free = now
+	}
+	if p.free.Sub(now) > cmp.Or(p.seg.q.Buffer, 100*time.Millisecond) {
+		return false
+	}
+	p.free = p.free.Add(time.Duration(int64(size+48) * 8 * int64(time.Second) / rate))
+	p.wait = p.free.Sub(now)
+	return true
 }
 
 // Host adds a host with an interface on each of the segments.
@@ -286,7 +309,7 @@ func (s *Segment) due(from, to *port) (at time.Time, ok bool) {
 	if !from.plugged || !to.plugged || s.q.Silence || s.blocked[[2]*Host{from.host, to.host}] || s.n.rand.Float64() < s.q.Loss {
 		return time.Time{}, false
 	}
-	d := s.q.Delay
+	d := s.q.Delay + from.wait
 	if s.q.Jitter > 0 {
 		d += time.Duration(s.n.rand.Int64N(int64(s.q.Jitter)))
 	}
@@ -326,7 +349,9 @@ func (s *socket) Send(to forward.Endpoint, buf []byte, seg int) error {
 			d := buf[at:min(at+seg, len(buf))]
 			n.sent++
 			n.bytes += uint64(len(d)) + 48
-			refused = out.carry(s, to, d) || refused
+			if out.line(len(d)) {
+				refused = out.carry(s, to, d) || refused
+			}
 		}
 	}
 	n.mu.Unlock()
@@ -432,6 +457,9 @@ func (b *beacons) Send(iface int, msg []byte) error {
 	p := b.host.ports[iface-1]
 	n.sent++
 	n.bytes += uint64(len(msg)) + 48
+	if !p.line(len(msg)) {
+		return nil
+	}
 	for _, q := range p.seg.ports {
 		at, ok := p.seg.due(p, q)
 		if !ok {

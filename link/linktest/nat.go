@@ -139,7 +139,7 @@ func (s *Segment) leaves(from *port) (time.Time, bool) {
 	if !from.plugged || s.q.Silence || s.n.rand.Float64() < s.q.Loss {
 		return time.Time{}, false
 	}
-	return time.Now().Add(s.q.Delay), true
+	return time.Now().Add(s.q.Delay + from.wait), true
 }
 
 // arrive delivers a datagram that came in through a router.
