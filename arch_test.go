@@ -77,7 +77,7 @@ var libs = []struct {
 	{"github.com/vishvananda/netlink", "link tun gateway/host guest lab/netns lab/peers lab/bench", "kernel interfaces and addresses"},
 	{"github.com/vishvananda/netns", "lab/netns lab/bench", "network namespaces"},
 	{"github.com/google/nftables", "gateway/host guest lab/netns", "kernel rules: address translation, and what a test wants dropped"},
-	{"github.com/mdlayher/netlink", "gateway/host", "the socket below google/nftables, which makes tables without flags: a table must go with its process (owner flag)"},
+	{"github.com/mdlayher/netlink", "gateway/host guest", "the socket below google/nftables, which makes tables without flags: a table must go with its process (owner flag)"},
 	{"github.com/miekg/dns", "dns", "DNS messages and servers"},
 	{"github.com/insomniacslk/dhcp", "guest", "DHCP for guests where the system has no server for it"},
 	{"go.etcd.io/bbolt", "meter", "what must outlive a crash"},

@@ -1,0 +1,540 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	probeTime  = 3 * time.Second  // how long other DHCP servers may take to answer
+	probeAgain = 10 * time.Minute // when there was one
+)
+
+// Serve serves guests until ctx ends, and takes back what it has changed: addresses, kernel settings, the table. It needs root.
+// Calling it twice at once is an error of the caller.
+func (g *Guests) Serve(ctx context.Context) (err error) {
+	cfg := &g.cfg
+	link, err := netlink.LinkByName(cfg.Interface)
+	if err != nil {
+		return fmt.Errorf("find the guests' interface %s: %w; make it first (on OpenWrt: a bridge device and an interface with protocol static)", cfg.Interface, err)
+	}
+	attrs := link.Attrs()
+	if len(attrs.HardwareAddr) != 6 {
+		return fmt.Errorf("the guests' interface %s is no Ethernet device or bridge", cfg.Interface)
+	}
+	var undo []func() error
+	defer func() {
+		for i := len(undo) - 1; i >= 0; i-- {
+			err = errors.Join(err, undo[i]())
+		}
+	}()
+
+	// The table stands before there are addresses and forwarding, so that guests are never without it.
+	kernel, err := openGate(cfg, attrs.Index)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, kernel.close)
+	back, err := prepare(cfg, link)
+	undo = append(undo, back...)
+	if err != nil {
+		return err
+	}
+	handed := newLeases(cfg, filepath.Join(cfg.StateDir, "leases.json"))
+	leaseFile := filepath.Join(cfg.StateDir, "dnsmasq.leases")
+	kernel.nameOf = func() map[MAC]string {
+		if b, err := os.ReadFile(leaseFile); err == nil && len(b) < 4<<20 && strings.HasPrefix(*g.dhcp.Load(), "dnsmasq") {
+			return dnsmasqNames(string(b))
+		}
+		return handed.names()
+	}
+	g.setDHCP("off")
+	if err := g.desk.open(kernel); err != nil {
+		return errors.Join(err, g.desk.close())
+	}
+	undo = append(undo, g.desk.close)
+
+	eg, ctx := errgroup.WithContext(ctx)
+	if err := g.servePortal(ctx, eg); err != nil {
+		return err
+	}
+	if cfg.Prefix.IsValid() {
+		conn, err := openICMP(cfg.Interface)
+		if err != nil {
+			return err
+		}
+		g.serveAdverts(ctx, eg, conn, MAC(attrs.HardwareAddr), attrs.Index)
+	}
+	if cfg.Range.IsValid() && cfg.DHCP != DHCPOff {
+		eg.Go(func() error { return g.serveDHCP(ctx, attrs.Index, MAC(attrs.HardwareAddr), handed, leaseFile) })
+	}
+	eg.Go(func() error {
+		t := time.NewTicker(time.Second)
+		defer t.Stop()
+		failing := false
+		for n := 1; ; n++ {
+			select {
+			case <-ctx.Done():
+				return handed.flush()
+			case <-t.C:
+			}
+			err := g.desk.tick()
+			if n%10 == 0 {
+				err = errors.Join(err, handed.flush())
+			}
+			if err != nil && !failing {
+				cfg.Log.Error("guests are not counted or shut out as they should be; trying again every second", "err", err)
+			}
+			failing = err != nil
+		}
+	})
+	cfg.Log.Info("serving guests", "interface", cfg.Interface, "prefix", cfg.Prefix, "range", cfg.Range, "access", cfg.Access)
+	return eg.Wait()
+}
+
+func (g *Guests) setDHCP(s string) { g.dhcp.Store(&s) }
+
+// prepare gives the interface our addresses and lets the kernel forward. It returns how to take that back.
+func prepare(cfg *Config, link netlink.Link) (undo []func() error, err error) {
+	name := link.Attrs().Name
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := netlink.LinkSetUp(link); err != nil {
+			return nil, fmt.Errorf("switch %s on: %w", name, err)
+		}
+	}
+	set := func(path, value string) error {
+		file := "/proc/sys/net/" + path
+		old, err := os.ReadFile(file)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", file, err)
+		}
+		was := strings.TrimSpace(string(old))
+		if was == value {
+			return nil
+		}
+		if err := os.WriteFile(file, []byte(value), 0); err != nil {
+			return fmt.Errorf("write %s: %w", file, err)
+		}
+		undo = append(undo, func() error {
+			if now, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(now)) != value {
+				return nil // gone, or somebody else's now
+			}
+			return os.WriteFile(file, []byte(was), 0)
+		})
+		return nil
+	}
+	add := func(p netip.Prefix) error {
+		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD // it is ours by right, and the page listens on it at once
+		}
+		err := netlink.AddrAdd(link, a)
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("give %s the address %s: %w", name, p, err)
+		}
+		undo = append(undo, func() error {
+			if err := netlink.AddrDel(link, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("take the address %s from %s: %w", p, name, err)
+			}
+			return nil
+		})
+		return nil
+	}
+	if cfg.Range.IsValid() {
+		if err := add(netip.PrefixFrom(cfg.Addr4(), cfg.Range.Bits())); err != nil {
+			return undo, err
+		}
+		// Per interface: the host's other interfaces forward no more than before. Replies come in by those that lead out.
+		for _, dev := range append([]string{name}, cfg.Out...) {
+			if err := set("ipv4/conf/"+dev+"/forwarding", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return undo, err
+			}
+		}
+	}
+	if cfg.Prefix.IsValid() {
+		// A forwarding host takes no addresses by advertisements unless it is told to (accept_ra 2): what did must go on.
+		const all = "ipv6/conf/all/forwarding"
+		if b, err := os.ReadFile("/proc/sys/net/" + all); err == nil && strings.TrimSpace(string(b)) == "0" {
+			devs, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+			if err != nil {
+				return undo, err
+			}
+			for _, d := range devs {
+				file := "ipv6/conf/" + d.Name() + "/accept_ra"
+				if b, err := os.ReadFile("/proc/sys/net/" + file); err == nil && strings.TrimSpace(string(b)) == "1" && d.Name() != "all" && d.Name() != name {
+					if err := set(file, "2"); err != nil {
+						return undo, err
+					}
+				}
+			}
+		}
+		for _, f := range []string{all, "ipv6/conf/" + name + "/forwarding"} {
+			if err := set(f, "1"); err != nil {
+				return undo, err
+			}
+		}
+		if err := set("ipv6/conf/"+name+"/accept_ra", "0"); err != nil { // a guest shall not advertise to us
+			return undo, err
+		}
+		if err := add(netip.PrefixFrom(cfg.Addr6(), 64)); err != nil {
+			return undo, err
+		}
+	}
+	return undo, nil
+}
+
+// servePortal listens on our addresses, and on nothing else.
+func (g *Guests) servePortal(ctx context.Context, eg *errgroup.Group) error {
+	cfg := &g.cfg
+	srv := newServer(g.portal, cfg.Log)
+	var ls []net.Listener
+	listen := func(a netip.Addr, port uint16) error {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(a, port).String())
+		if err != nil {
+			for _, o := range ls {
+				_ = o.Close()
+			}
+			return fmt.Errorf("listen for guests on port %d: %w; choose another port for the page", port, err)
+		}
+		ls = append(ls, newBounded(l))
+		return nil
+	}
+	for _, a := range []netip.Addr{cfg.Addr4(), cfg.Addr6()} {
+		if !a.IsValid() {
+			continue
+		}
+		if err := listen(a, cfg.PortalPort); err != nil {
+			return err
+		}
+		if cfg.TLS != nil {
+			if err := listen(a, cfg.TLSPort); err != nil {
+				return err
+			}
+		}
+	}
+	srv.TLSConfig = cfg.TLS
+	for _, l := range ls {
+		tls := l.Addr().(*net.TCPAddr).Port == int(cfg.TLSPort)
+		eg.Go(func() error {
+			var err error
+			if tls {
+				err = srv.ServeTLS(l, "", "")
+			} else {
+				err = srv.Serve(l)
+			}
+			if errors.Is(err, http.ErrServerClosed) {
+				return nil
+			}
+			return fmt.Errorf("serve the page: %w", err)
+		})
+	}
+	eg.Go(func() error {
+		<-ctx.Done()
+		return srv.Close() // no request takes long enough to wait for
+	})
+	return nil
+}
+
+// openICMP makes the socket for advertisements.
+func openICMP(ifname string) (*ipv6.PacketConn, error) {
+	ifi, err := net.InterfaceByName(ifname)
+	if err != nil {
+		return nil, err
+	}
+	lc := net.ListenConfig{Control: bindTo(ifname)}
+	c, err := lc.ListenPacket(context.Background(), "ip6:ipv6-icmp", "::")
+	if err != nil {
+		return nil, fmt.Errorf("open a socket for router advertisements: %w", err)
+	}
+	p := ipv6.NewPacketConn(c)
+	var f ipv6.ICMPFilter
+	f.SetAll(true)
+	f.Accept(ipv6.ICMPTypeRouterSolicitation)
+	err = errors.Join(p.SetICMPFilter(&f), p.SetControlMessage(ipv6.FlagHopLimit|ipv6.FlagInterface, true),
+		p.SetMulticastHopLimit(255), p.SetHopLimit(255), p.SetMulticastInterface(ifi), p.SetMulticastLoopback(false),
+		p.JoinGroup(ifi, &net.IPAddr{IP: net.IPv6linklocalallrouters}))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare the socket for router advertisements: %w", err), p.Close())
+	}
+	return p, nil
+}
+
+func bindTo(ifname string) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if cerr := c.Control(func(fd uintptr) {
+			err = errors.Join(unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifname),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+		}); cerr != nil {
+			return cerr
+		}
+		return err
+	}
+}
+
+// advert is what is true at the moment.
+func (g *Guests) advert(mac MAC, last bool) []byte {
+	_, up6 := g.uplink()
+	a := advert{mac: mac, prefix: g.cfg.Prefix, dns: g.cfg.Addr6(), domain: g.cfg.Domain, mtu: g.cfg.MTU, portal: g.cfg.apiURL(), last: last}
+	if up6 {
+		a.router = routerLifetime
+	}
+	if g.cfg.Mesh != MeshClosed {
+		a.routes = []netip.Prefix{meshPrefix()}
+	}
+	return a.appendTo(nil)
+}
+
+func (g *Guests) serveAdverts(ctx context.Context, eg *errgroup.Group, conn *ipv6.PacketConn, mac MAC, index int) {
+	solicit := make(chan netip.Addr, 16)
+	stopped := make(chan struct{})
+	a := &advertiser{log: g.cfg.Log, solicit: solicit, change: g.change, make: func(last bool) []byte { return g.advert(mac, last) },
+		send: func(b []byte, to netip.Addr) error {
+			_, err := conn.WriteTo(b, &ipv6.ControlMessage{IfIndex: index, HopLimit: 255}, &net.IPAddr{IP: to.AsSlice(), Zone: g.cfg.Interface})
+			return err
+		}}
+	eg.Go(func() error {
+		a.run(ctx)
+		close(stopped)
+		return conn.Close() // which ends the reader
+	})
+	eg.Go(func() error {
+		buf := make([]byte, 1500)
+		for {
+			n, cm, src, err := conn.ReadFrom(buf)
+			if err != nil {
+				select {
+				case <-stopped:
+					return nil
+				case <-ctx.Done():
+					<-stopped
+					return nil
+				default:
+				}
+				if errors.Is(err, net.ErrClosed) {
+					return nil
+				}
+				g.cfg.Log.Debug("router solicitation not read", "err", err)
+				select { // the interface may be down for a while
+				case <-ctx.Done():
+				case <-time.After(time.Second):
+				}
+				continue
+			}
+			ip, ok := src.(*net.IPAddr)
+			if !ok || cm == nil || cm.IfIndex != index {
+				continue
+			}
+			from, _ := netip.AddrFromSlice(ip.IP)
+			if parseSolicitation(buf[:n], from, cm.HopLimit) != nil {
+				continue
+			}
+			select {
+			case solicit <- from:
+			default: // more than we could answer anyway
+			}
+		}
+	})
+}
+
+// serveDHCP gives out IPv4 addresses, unless somebody else does.
+func (g *Guests) serveDHCP(ctx context.Context, index int, mac MAC, handed *leases, leaseFile string) error {
+	log := g.cfg.Log
+	for {
+		g.setDHCP("looking for other DHCP servers")
+		other, err := probeDHCP(ctx, index, mac)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			log.Warn("other DHCP servers could not be looked for", "err", err)
+		}
+		if !other.IsValid() {
+			break
+		}
+		g.setDHCP(fmt.Sprintf("off: %s serves DHCP on this network already", other))
+		log.Warn("another DHCP server answers on the guests' network, so this one is silent: stop the other, or set dhcp to off", "other", other)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(probeAgain):
+		}
+	}
+	prog, err := exec.LookPath("dnsmasq")
+	for _, p := range []string{"/usr/sbin/dnsmasq", "/usr/local/sbin/dnsmasq"} { // often not in a service's PATH
+		if err != nil {
+			prog, err = exec.LookPath(p)
+		}
+	}
+	switch {
+	case g.cfg.DHCP == DHCPOwn, g.cfg.DHCP == DHCPAuto && err != nil:
+		return g.ownDHCP(ctx, handed)
+	case err != nil:
+		return fmt.Errorf("dhcp is set to dnsmasq, but it is not installed: install it, or set dhcp to auto")
+	}
+	g.setDHCP("dnsmasq")
+	if err := g.runDnsmasq(ctx, prog, leaseFile); err != nil || ctx.Err() != nil {
+		return err
+	}
+	return g.ownDHCP(ctx, handed)
+}
+
+func (g *Guests) ownDHCP(ctx context.Context, handed *leases) error {
+	lc := net.ListenConfig{Control: bindTo(g.cfg.Interface)}
+	pc, err := lc.ListenPacket(ctx, "udp4", "0.0.0.0:67")
+	if err != nil {
+		return fmt.Errorf("listen for DHCP: %w; another DHCP server may run on this host: exclude %s from it, or set dhcp to off", err, g.cfg.Interface)
+	}
+	conn := pc.(*net.UDPConn)
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	g.setDHCP("own")
+	buf := make([]byte, maxDHCP+1)
+	out := make([]byte, 0, maxDHCP)
+	for {
+		n, _, err := conn.ReadFromUDPAddrPort(buf)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read DHCP: %w", err)
+		}
+		m, err := parseDHCP(buf[:n])
+		if err != nil {
+			continue
+		}
+		if reply, to := handed.answer(m); reply != nil {
+			if _, err := conn.WriteToUDPAddrPort(reply.appendTo(out), netip.AddrPortFrom(to, 68)); err != nil {
+				g.cfg.Log.Debug("DHCP answer not sent", "err", err)
+			}
+		}
+	}
+}
+
+// runDnsmasq keeps a dnsmasq of our own running; the kernel kills it when we die. It gives up on one that does not even start if
+// it was our own choice.
+func (g *Guests) runDnsmasq(ctx context.Context, prog, leaseFile string) error {
+	conf := filepath.Join(g.cfg.StateDir, "dnsmasq.conf")
+	if err := writeFile(conf, []byte(dnsmasqConfig(&g.cfg, leaseFile))); err != nil {
+		return fmt.Errorf("write the configuration of dnsmasq: %w", err)
+	}
+	// The death signal comes when the thread that started the child ends, so this goroutine keeps its thread.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		var last tail
+		cmd := exec.CommandContext(ctx, prog, "--keep-in-foreground", "--conf-file="+conf)
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = 5 * time.Second
+		cmd.Stdout, cmd.Stderr = &last, &last
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		started := time.Now()
+		err := cmd.Run()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if ran := time.Since(started); ran > time.Minute {
+			wait = time.Second
+		} else if ran < 2*time.Second && g.cfg.DHCP == DHCPAuto {
+			g.cfg.Log.Warn("dnsmasq does not start; serving DHCP without it", "err", err, "said", last.String())
+			return nil
+		}
+		g.setDHCP("dnsmasq, which ended: " + last.String())
+		g.cfg.Log.Warn("dnsmasq for guests ended; starting it again", "err", err, "said", last.String(), "wait", wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		g.setDHCP("dnsmasq")
+	}
+}
+
+// tail keeps the last words of a program.
+type tail struct{ b []byte }
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	if n := len(t.b) - 300; n > 0 {
+		t.b = append(t.b[:0], t.b[n:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string { return strings.TrimSpace(string(t.b)) }
+
+// probeDHCP asks for an address and returns the server that offers one. It listens below IP, because an answer may come from a network
+// that this host has no route to.
+func probeDHCP(ctx context.Context, index int, mac MAC) (netip.Addr, error) {
+	proto := func(p uint16) uint16 { return p<<8 | p>>8 }
+	if native(1)[0] == 0 {
+		proto = func(p uint16) uint16 { return p }
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(proto(unix.ETH_P_IP)))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	f := os.NewFile(uintptr(fd), "packet socket")
+	defer f.Close()
+	addr := &unix.SockaddrLinklayer{Protocol: proto(unix.ETH_P_IP), Ifindex: index}
+	if err := unix.Bind(fd, addr); err != nil {
+		return netip.Addr{}, err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	xid := rand.Uint32()
+	packet := udpBroadcast(dhcpProbe(mac, xid))
+	to := &unix.SockaddrLinklayer{Protocol: proto(unix.ETH_P_IP), Ifindex: index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	buf := make([]byte, 2048)
+	for range 2 { // one may be lost
+		if err := unix.Sendto(fd, packet, 0, to); err != nil && !errors.Is(err, unix.ENETDOWN) {
+			return netip.Addr{}, err
+		}
+		if err := f.SetReadDeadline(time.Now().Add(probeTime / 2)); err != nil {
+			return netip.Addr{}, err
+		}
+		for ctx.Err() == nil {
+			var n int
+			var rerr error
+			if err := raw.Read(func(fd uintptr) bool {
+				n, _, rerr = unix.Recvfrom(int(fd), buf, 0)
+				return !errors.Is(rerr, unix.EAGAIN)
+			}); err != nil {
+				break // the time is over
+			}
+			if rerr != nil {
+				break
+			}
+			if s, ok := dhcpOfferIn(buf[:n], xid); ok {
+				return s, nil
+			}
+		}
+	}
+	return netip.Addr{}, nil
+}
