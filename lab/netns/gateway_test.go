@@ -157,7 +157,7 @@ func (s *shared) online(b browser, within time.Duration) (through string) {
 	s.t.Helper()
 	begin := time.Now()
 	for {
-		got, err := b.try("-m", "1", "-4", "http://"+WebAddr4.String()+"/whoami")
+		got, err := b.try("--connect-timeout", "0.4", "-m", "1", "-4", "http://"+WebAddr4.String()+"/whoami")
 		took := time.Since(begin)
 		if err == nil {
 			for node, u := range s.up {
