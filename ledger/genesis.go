@@ -1,0 +1,75 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+
+	"weft/ident"
+	"weft/ledger/tx"
+)
+
+// Genesis is the first state of a community.
+type Genesis struct {
+	Chain    string // id; never used twice
+	Time     int64  // seconds since 1970
+	Founders []Founder
+}
+
+// Founder is a member from the first block on.
+type Founder struct {
+	Key   ident.PublicKey
+	Name  string
+	Limit int64
+}
+
+// Fields implements tx.Record.
+func (g *Genesis) Fields(c *tx.Coder) {
+	c.Text(&g.Chain, 50)
+	c.I64(&g.Time)
+	tx.List(c, &g.Founders, 100, func(c *tx.Coder, f *Founder) {
+		c.Key(&f.Key)
+		c.Text(&f.Name, 60)
+		c.Amount(&f.Limit)
+	})
+}
+
+// Init writes the first state into an empty store.
+func (m *Machine) Init(g Genesis) error {
+	if m.base.Get(keyChain) != nil {
+		return errors.New("the ledger has begun already")
+	}
+	if g.Chain == "" || len(g.Founders) == 0 {
+		return errors.New("a community needs a chain id and a founder")
+	}
+	c := &call{m: m, Header: Header{Time: g.Time}, s: newOverlay(m.base), tx: -1}
+	c.s.Set(keyChain, []byte(g.Chain))
+	m.chain = tx.ChainOf(g.Chain)
+	for _, f := range g.Founders {
+		if c.s.Get(accountKey(f.Key)) != nil {
+			return fmt.Errorf("founder %s stands there twice", f.Key)
+		}
+		c.save(accountKey(f.Key), &Account{Limit: f.Limit})
+	}
+	c.s.flush()
+	return m.Check()
+}
+
+// Check verifies all invariants of the state. It reads everything: for tests, audits and after a restore.
+func (m *Machine) Check() error {
+	var sum int64
+	var bad error
+	m.base.Scan([]byte{kindAccount}, func(k, v []byte) bool {
+		var a Account
+		if err := tx.Decode(v, &a); err != nil {
+			bad = fmt.Errorf("account %x: %w", k[1:], err)
+		} else if a.Balance < -a.Limit {
+			bad = fmt.Errorf("account %x is %d below its limit", k[1:], -a.Limit-a.Balance)
+		}
+		sum += a.Balance
+		return bad == nil
+	})
+	if bad == nil && sum != 0 {
+		bad = fmt.Errorf("balances sum to %d, not to deposits less withdrawals", sum)
+	}
+	return bad
+}

@@ -1,0 +1,3 @@
+package tx
+
+func newGovern(Kind) Body { return nil }
