@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"maps"
 	"runtime"
 	"slices"
 	"sync"
@@ -83,6 +84,9 @@ func TestShapedRelayKeepsItsRate(t *testing.T) {
 		}
 		if st.Replayed != 0 || st.BadMAC != 0 || st.HighestCounter != st.RecvPackets {
 			t.Errorf("a drop in the queue looks like loss on the link: %+v", st)
+		}
+		if ttl := wire.Hop(bc.p.last).TTL(); ttl != wire.DefaultTTL-1 {
+			t.Errorf("TTL %d", ttl)
 		}
 		if !bytes.Equal(c.got[0], bytes.Repeat([]byte{1}, size)) {
 			t.Error("the payload changed in the queue")
@@ -298,6 +302,31 @@ func TestHandedIsWhatTheOtherEndCounts(t *testing.T) {
 	})
 }
 
+// One read may hold datagrams of several flows, which leave as one burst.
+func TestHandedOfAMixedBurst(t *testing.T) {
+	a, b, c, ab, _, bc, _ := row(t)
+	d := ident.NodeID(99)
+	a.plane.SetTable(Table{c.key.ID(): {Primary: ab.n}, d: {Primary: ab.n}})
+	b.plane.SetTable(Table{c.key.ID(): {Primary: bc.n}, d: {Primary: bc.n}})
+	kept := &keep{}
+	ab.n.sender = kept
+	var all []byte
+	for i, to := range []ident.NodeID{c.key.ID(), d, c.key.ID(), c.key.ID()} {
+		buf, seg, _ := burst(1, 100, 100)
+		a.plane.Send(to, wire.Class(i/3*2), buf, seg)
+		all = append(all, kept.buf...)
+	}
+	b.plane.NewReceiver().Receive(Endpoint{Port: 1}, all, len(kept.buf))
+	got := map[flowKey]uint64{}
+	for _, h := range bc.n.Handed() {
+		got[flowKey{h.Dest, h.Class}] = h.Bytes
+	}
+	want := map[flowKey]uint64{{c.key.ID(), 0}: 200, {c.key.ID(), 2}: 100, {d, 0}: 100}
+	if !maps.Equal(got, want) || bc.p.bulks != 1 {
+		t.Errorf("%v in %d bursts, want %v in one", got, bc.p.bulks, want)
+	}
+}
+
 func TestHandedIsBoundedAndCountsWhatWasTaken(t *testing.T) {
 	a, b := newNode(1), newNode(2)
 	ab, _ := connect(t, a, b)
@@ -369,6 +398,20 @@ func TestShapedRelayAllocatesNothing(t *testing.T) {
 	}
 	if n := testing.AllocsPerRun(500, step); n != 0 && !raceEnabled {
 		t.Errorf("%v allocations for 40 datagrams over a shaped link", n)
+	}
+	bc.n.SetRate(100_000) // nearly all of it is dropped
+	flood := func() {
+		a.plane.Send(c.key.ID(), 0, buf, seg)
+		r.Receive(Endpoint{Port: 1}, kept.buf, seg)
+	}
+	for range 100 {
+		flood()
+	}
+	if n := testing.AllocsPerRun(500, flood); n != 0 && !raceEnabled {
+		t.Errorf("%v allocations for 40 datagrams that find no room", n)
+	}
+	if b.plane.Counts().Shed == 0 {
+		t.Error("there was room")
 	}
 }
 

@@ -7,7 +7,8 @@ import "fmt"
 // Each end decides about what it sends itself; nothing is negotiated. The queue is forward's; here is which link has what rate
 // and the goroutine that empties the queue. QUIC and probes go past it: they are few, and probes measure the link.
 
-// InterfaceRate is the rate of each link over interfaces of certain names. It is per link, not shared by them.
+// InterfaceRate is the rate of each link over interfaces of certain names. It is per link, not shared by them. A stream
+// (tls://, wss://) counts as being on no interface: its rate is [Peer.Rate] or none.
 type InterfaceRate struct {
 	Pattern string // of the names, as of path.Match
 	Bits    int64  // bits/s, with UDP and IP headers

@@ -77,6 +77,30 @@ func TestPeerRate(t *testing.T) {
 	}
 }
 
+// What is said of a peer holds for its link also when the peer dialed it.
+func TestRateOfAPeerThatDials(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		n := linktest.New(1)
+		cable := n.Segment(linktest.Quality{Delay: time.Millisecond})
+		ha, hb := n.Host(cable), n.Host(cable)
+		agent, err := ident.Generate()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := start(t, hb, nil, func(c *link.Config) {
+			onPort(1000)(c)
+			c.Peers = []link.Peer{{URI: peerURI(ha.Addr(cable), 9), Key: agent.Public(), Rate: 2_000_000}} // nothing answers there
+		})
+		defer b.end()
+		a := start(t, ha, agent, onPort(1000, peerURI(hb.Addr(cable), 1000)))
+		defer a.end()
+		within(t, 2*time.Second, "link", linked(a, b))
+		if got := b.m.LinkTo(a.key()).Rate(); got != 2_000_000 {
+			t.Errorf("rate %d", got)
+		}
+	})
+}
+
 // Interfaces have rates by name, for links of every origin.
 func TestInterfaceRate(t *testing.T) {
 	bubble(t, func(t *testing.T) {

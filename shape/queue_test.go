@@ -306,6 +306,102 @@ func TestRateChangesAtOnce(t *testing.T) {
 	}
 }
 
+// An idle line has saved up two milliseconds and no more.
+func TestIdleLineMakesUpForABurst(t *testing.T) {
+	q := NewQueue[int](endless(20_000_000), nil)
+	for now := second; now < 10*second; now += second {
+		n := 0
+		for range 100 {
+			q.Push(now, 1, 1, 1000, 0)
+		}
+		for ; ; n++ {
+			if _, ok, _ := q.Pop(now); !ok {
+				break
+			}
+		}
+		if n < 5 || n > 7 { // 5 in 2 ms, and the one that overdraws
+			t.Fatalf("%d packets at once", n)
+		}
+		for q.Len() > 0 {
+			_, _, wait := q.Pop(now)
+			now += wait
+		}
+	}
+}
+
+// Nothing is lost in rounding: 44 bytes at an odd rate, half a million times.
+func TestRateIsExact(t *testing.T) {
+	const rate, size, n = 123_456_789, 44, 500_000
+	q := NewQueue[int](endless(rate), nil)
+	now := int64(0)
+	for range n {
+		q.Push(now, 1, 1, size, 0)
+		for {
+			_, ok, wait := q.Pop(now)
+			if ok {
+				break
+			}
+			now += wait
+		}
+		q.Push(now, 1, 1, size, 0) // never idle
+		for {
+			_, ok, wait := q.Pop(now)
+			if ok {
+				break
+			}
+			now += wait
+		}
+	}
+	want := float64(2*n*size*8) / rate * 1e9
+	if d := float64(now) - want; math.Abs(d) > 3e6 {
+		t.Errorf("%v ns too long", d)
+	}
+}
+
+// Who sends the next packet just when the last one is gone is not new each time.
+func TestNoGainFromLookingNew(t *testing.T) {
+	q := NewQueue[uint64](endless(0), nil)
+	for range 20_000 {
+		q.Push(0, 1, 1, mtu, 1)
+	}
+	got, waits := 0, false
+	for range 10_000 {
+		if !waits {
+			q.Push(0, 2, 1, mtu, 2)
+			waits = true
+		}
+		if key, _, _ := q.Pop(0); key == 2 {
+			got++
+			waits = false
+		}
+	}
+	if got > 5500 {
+		t.Errorf("%d of 10000 turns", got)
+	}
+}
+
+// Many flows with one packet each wait long, and there is nothing that CoDel could shorten.
+func TestSinglePacketsAreNeverLate(t *testing.T) {
+	w := newWorld(Config{Rate: 20_000_000})
+	for i := range 100 {
+		var next func()
+		next = func() { w.send(uint64(i), 1, 1500, func(*parcel, bool) { w.after(1, next) }) }
+		w.after(int64(i), next)
+	}
+	w.run(5 * second)
+	if s := w.q.Stats(w.now); s.Late+s.Full > 0 || s.Packets < 8000 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestControlLaw(t *testing.T) {
+	for n, want := range map[uint64]int64{1: 100, 4: 50, 16: 25, 100: 10, 10_000: 1} {
+		if got := controlLaw(7*second, 100*ms, n) - 7*second; got < want*ms-1000 || got > want*ms+1000 {
+			t.Errorf("interval/√%d is %d ns, want %d ms", n, got, want)
+		}
+	}
+}
+
 func TestNothingIsAllocatedPerPacket(t *testing.T) {
 	q := NewQueue[int](Config{Rate: 1e9, MaxFlows: 16, MaxPackets: 200}, func(int) {})
 	now, key := int64(0), uint64(0)
