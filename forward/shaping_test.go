@@ -362,6 +362,22 @@ func TestHandedIsBoundedAndCountsWhatWasTaken(t *testing.T) {
 	}
 }
 
+func TestShapedHandedCountsWhatWasTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, _, ab, _, _, _ := row(t)
+		ab.n.sender = broken{}
+		ab.n.SetRate(1_000_000)
+		defer pace(t, ab.n)()
+		synctest.Wait()
+		a.send(t, b, 0, 3, 1000)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if h := ab.n.Handed(); len(h) != 0 || a.plane.Counts().SendErrors == 0 {
+			t.Errorf("%+v was handed over, %+v", h, a.plane.Counts())
+		}
+	})
+}
+
 type broken struct{}
 
 func (broken) Send([]byte, int) error { return context.Canceled }
