@@ -10,7 +10,7 @@ import (
 
 // dnsmasqConfig is a configuration for a dnsmasq that gives IPv4 addresses on the guests' interface and does nothing else:
 // no DNS, no other interface, none of the system's files.
-func dnsmasqConfig(c *Config, leaseFile string) string {
+func dnsmasqConfig(c *Config, leaseFile, pidFile string) string {
 	base := c.Range.Addr().As4()
 	n := binary.BigEndian.Uint32(base[:])
 	at := func(i uint32) netip.Addr { return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, i))) }
@@ -26,7 +26,7 @@ func dnsmasqConfig(c *Config, leaseFile string) string {
 	line("no-resolv")
 	line("no-ping")
 	line("log-facility=-")
-	line("pid-file=")
+	line("pid-file=%s", pidFile)
 	line("dhcp-leasefile=%s", leaseFile)
 	line("dhcp-authoritative")
 	line("dhcp-range=%s,%s,%s,%ds", first, last, maskOf(c.Range), int(leaseTime.Seconds()))

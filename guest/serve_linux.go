@@ -12,7 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -362,6 +362,9 @@ func (g *Guests) serveAdverts(ctx context.Context, eg *errgroup.Group, conn *ipv
 // serveDHCP gives out IPv4 addresses, unless somebody else does.
 func (g *Guests) serveDHCP(ctx context.Context, index int, mac MAC, handed *leases, leaseFile string) error {
 	log := g.cfg.Log
+	if err := g.endOrphan(ctx); err != nil {
+		return err
+	}
 	for {
 		g.setDHCP("looking for other DHCP servers")
 		other, err := probeDHCP(ctx, index, mac)
@@ -433,23 +436,51 @@ func (g *Guests) ownDHCP(ctx context.Context, handed *leases) error {
 	}
 }
 
-// runDnsmasq keeps a dnsmasq of our own running; the kernel kills it when we die. It gives up on one that does not even start if
-// it was our own choice.
+func (g *Guests) confFile() string { return filepath.Join(g.cfg.StateDir, "dnsmasq.conf") }
+
+func (g *Guests) pidFile() string { return filepath.Join(g.cfg.StateDir, "dnsmasq.pid") }
+
+// endOrphan ends the dnsmasq of a process that crashed. The kernel cannot do it at once: dnsmasq gives up root, and with it the
+// death signal that we could set. Until now it has gone on to serve addresses, which does no harm.
+func (g *Guests) endOrphan(ctx context.Context) error {
+	b, err := os.ReadFile(g.pidFile())
+	if err != nil {
+		return nil
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid < 2 {
+		return os.Remove(g.pidFile())
+	}
+	ours := func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return err == nil && strings.Contains(string(b), "--conf-file="+g.confFile()+"\x00")
+	}
+	for i := 0; ours() && ctx.Err() == nil; i++ {
+		if sig := map[int]syscall.Signal{0: syscall.SIGTERM, 20: syscall.SIGKILL}[i]; sig != 0 {
+			if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("end the dnsmasq of the last run: %w", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// runDnsmasq keeps a dnsmasq of our own running. It gives up on one that does not even start if it was our own choice.
 func (g *Guests) runDnsmasq(ctx context.Context, prog, leaseFile string) error {
-	conf := filepath.Join(g.cfg.StateDir, "dnsmasq.conf")
-	if err := writeFile(conf, []byte(dnsmasqConfig(&g.cfg, leaseFile))); err != nil {
+	conf := g.confFile()
+	if err := writeFile(conf, []byte(dnsmasqConfig(&g.cfg, leaseFile, g.pidFile()))); err != nil {
 		return fmt.Errorf("write the configuration of dnsmasq: %w", err)
 	}
-	// The death signal comes when the thread that started the child ends, so this goroutine keeps its thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
 		var last tail
 		cmd := exec.CommandContext(ctx, prog, "--keep-in-foreground", "--conf-file="+conf)
 		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 		cmd.WaitDelay = 5 * time.Second
 		cmd.Stdout, cmd.Stderr = &last, &last
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		started := time.Now()
 		err := cmd.Run()
 		if ctx.Err() != nil {
