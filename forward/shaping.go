@@ -34,13 +34,17 @@ type parcel struct {
 	own bool // this node's
 }
 
-// Waiting datagrams are copies in buffers of two sizes; those above, which no link of today has, are left to the collector.
+// Waiting datagrams are copies in buffers of three sizes; those above, which no link of today has, are left to the collector.
+// A queue holds at most maxWaiting, so a shaped link takes no more than some 4 MiB, and mostly far less: 250 ms of its rate.
 const (
+	tinyParcel  = 256
 	smallParcel = 2048
 	largeParcel = 9216
+	maxWaiting  = 2048
 )
 
 var (
+	tinyParcels  = sync.Pool{New: func() any { return &parcel{b: make([]byte, 0, tinyParcel)} }}
 	smallParcels = sync.Pool{New: func() any { return &parcel{b: make([]byte, 0, smallParcel)} }}
 	largeParcels = sync.Pool{New: func() any { return &parcel{b: make([]byte, 0, largeParcel)} }}
 )
@@ -48,6 +52,8 @@ var (
 func newParcel(d []byte, own bool) *parcel {
 	var p *parcel
 	switch {
+	case len(d) <= tinyParcel:
+		p = tinyParcels.Get().(*parcel)
 	case len(d) <= smallParcel:
 		p = smallParcels.Get().(*parcel)
 	case len(d) <= largeParcel:
@@ -61,6 +67,8 @@ func newParcel(d []byte, own bool) *parcel {
 
 func (p *parcel) free() {
 	switch cap(p.b) {
+	case tinyParcel:
+		tinyParcels.Put(p)
 	case smallParcel:
 		smallParcels.Put(p)
 	case largeParcel:
@@ -70,7 +78,7 @@ func (p *parcel) free() {
 
 func newShaping(n *Neighbour) *shaping {
 	s := &shaping{n: n}
-	s.q = shape.NewShaper(shape.Config{}, s.emit, func(p *parcel) {
+	s.q = shape.NewShaper(shape.Config{MaxPackets: maxWaiting}, s.emit, func(p *parcel) {
 		n.plane.c.shed.Add(1)
 		p.free()
 	})
