@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -148,7 +149,7 @@ type Manager struct {
 	byIndex  map[uint32]*keypair
 	pings    map[uint64]ping
 	pingNext uint64
-	epochs   uint64 // sessions made so far
+	epochs   uint64 // of the newest session; begins at random, so that none comes back after a restart
 
 	spare   sync.Pool    // of *outbound, for who sends now and then
 	pending atomic.Int64 // bytes that wait for handshakes in all sessions
@@ -223,7 +224,8 @@ func New(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, self: cfg.Agent.Public(), addr: cfg.Agent.Public().Addr(), subnet: cfg.Agent.Public().Subnet(), start: time.Now(),
 		work: make(chan []byte, maxHandshakes), kick: make(chan *Session, 256), wake: make(chan struct{}, 1),
-		byID: map[ident.NodeID]*Session{}, byIndex: map[uint32]*keypair{}, pings: map[uint64]ping{},
+		epochs: rand.Uint64(),
+		byID:   map[ident.NodeID]*Session{}, byIndex: map[uint32]*keypair{}, pings: map[uint64]ping{},
 	}
 	if err := m.hs.init(cfg.Agent, cfg.PSK); err != nil {
 		return nil, err
@@ -370,23 +372,36 @@ func (m *Manager) Sessions() []Info {
 	now := m.now()
 	var out []Info
 	for _, s := range all {
-		i := Info{Peer: s.peer, State: "idle", Sent: s.sent.count(), Recv: s.recv.count(),
-			OutsideSent: s.out.count(), OutsideRecv: s.back.count(), Epoch: s.epoch}
-		if t := s.lastRecv.Load(); t != 0 {
-			i.Idle = time.Duration(now - t)
-		}
-		s.mu.Lock()
-		waiting := len(s.pending) > 0
-		s.mu.Unlock()
-		switch k := s.cur.Load(); {
-		case k != nil:
-			i.State, i.Cipher, i.Age, i.Counters = "open", k.cipher.String(), time.Duration(now-k.created), k.counter.Load()
-		case waiting:
-			i.State = "handshake"
-		}
-		out = append(out, i)
+		out = append(out, s.info(now))
 	}
 	return out
+}
+
+// With describes the session with one peer, if there is one.
+func (m *Manager) With(peer ident.PublicKey) (Info, bool) {
+	s := m.session(peer, false)
+	if s == nil {
+		return Info{}, false
+	}
+	return s.info(m.now()), true
+}
+
+func (s *Session) info(now int64) Info {
+	i := Info{Peer: s.peer, State: "idle", Sent: s.sent.count(), Recv: s.recv.count(),
+		OutsideSent: s.out.count(), OutsideRecv: s.back.count(), Epoch: s.epoch}
+	if t := s.lastRecv.Load(); t != 0 {
+		i.Idle = time.Duration(now - t)
+	}
+	s.mu.Lock()
+	waiting := len(s.pending) > 0
+	s.mu.Unlock()
+	switch k := s.cur.Load(); {
+	case k != nil:
+		i.State, i.Cipher, i.Age, i.Counters = "open", k.cipher.String(), time.Duration(now-k.created), k.counter.Load()
+	case waiting:
+		i.State = "handshake"
+	}
+	return i
 }
 
 // Counts returns the totals.
