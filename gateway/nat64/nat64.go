@@ -71,6 +71,9 @@ func (p Prefix) Embed(v4 netip.Addr) (v6 netip.Addr, ok bool) {
 	return netip.AddrFrom16(p.embed(v4.As4())), true
 }
 
+// EmbedAny lays any IPv4 address into the prefix, public or not: for the two of RFC 7050, by which hosts find the prefix.
+func (p Prefix) EmbedAny(v4 [4]byte) netip.Addr { return netip.AddrFrom16(p.embed(v4)) }
+
 // Extract returns the IPv4 address that v6 stands for; ok as in Embed.
 func (p Prefix) Extract(v6 netip.Addr) (v4 netip.Addr, ok bool) {
 	if !v6.Is6() || !p.net.IsValid() {
