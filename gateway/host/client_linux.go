@@ -17,6 +17,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// nobody is the IPv4 dummy address (RFC 7600 section 4.8, IANA: not a global source). The TUN has it when the lease has no IPv4, because with
+// the last address of an interface the kernel removes all its IPv4 routes, and for a moment packets would take the own line.
+var nobody = netip.AddrFrom4([4]byte{192, 0, 0, 8})
+
 const clientTable = "weft-client" // one name for all nodes of a host: only one of them can have the default route
 
 // Client is a host whose traffic goes into a TUN.
@@ -115,6 +119,10 @@ func (k *Client) applyLocked(a ClientAddrs) error {
 	var errs []error
 	var given []netip.Prefix
 	for i, addr := range []netip.Addr{a.IPv4, a.IPv6} {
+		has := addr.IsValid()
+		if i == 0 && !has && !k.c.KeepOwn {
+			addr = nobody
+		}
 		if addr.IsValid() && !mesh.Contains(addr) { // the TUN has its mesh address
 			p := netip.PrefixFrom(addr, addr.BitLen())
 			na := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NOPREFIXROUTE}
@@ -130,7 +138,7 @@ func (k *Client) applyLocked(a ClientAddrs) error {
 			}
 		}
 		family := []int{netlink.FAMILY_V4, netlink.FAMILY_V6}[i]
-		if !addr.IsValid() && k.c.KeepOwn {
+		if !has && k.c.KeepOwn {
 			if k.ruled[i] {
 				errs = append(errs, k.deleteRules(family), k.deleteRoute(family))
 				k.ruled[i] = false

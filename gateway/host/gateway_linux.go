@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -24,6 +25,8 @@ const (
 	closed6       = "closed6"
 	// everywhere stands in closed6 for all interfaces; no interface can be called so.
 	everywhere = "*"
+	// tunGroup is the interface group of gateways' TUNs, where IPv6 forwarding is for all interfaces or none.
+	tunGroup = 7764
 )
 
 // Gateway is an open gateway.
@@ -31,7 +34,7 @@ type Gateway struct {
 	c       GatewayConfig
 	log     *slog.Logger
 	nl      *netlink.Handle
-	tun     int
+	tun     netlink.Link
 	table   *table
 	journal *journal
 	routes  []netip.Prefix
@@ -119,11 +122,10 @@ func checkStateFile(path string) error {
 }
 
 func (g *Gateway) open() error {
-	link, err := g.nl.LinkByName(g.c.TUN)
+	tun, err := g.nl.LinkByName(g.c.TUN)
 	if err != nil {
 		return fmt.Errorf("find the TUN %s: %w", g.c.TUN, err)
 	}
-	g.tun = link.Attrs().Index
 	taken, err := HostPrefixes(g.c.TUN)
 	if err != nil {
 		return err
@@ -161,14 +163,20 @@ func (g *Gateway) open() error {
 	if err != nil {
 		return err
 	}
+	g.tun = tun // from here on it is ours
 	if err := g.table.change(g.rules); err != nil {
 		return err
+	}
+	if g.c.IPv6 && !g.force {
+		if err := g.nl.LinkSetGroup(tun, tunGroup); err != nil {
+			return fmt.Errorf("put %s into a group: %w", g.c.TUN, err)
+		}
 	}
 	for _, p := range routes {
 		if err := g.journal.note("", poolRoute{p, g.c.TUN}); err != nil {
 			return err
 		}
-		if err := g.nl.RouteReplace(tunRoute(p, g.tun)); err != nil {
+		if err := g.nl.RouteReplace(tunRoute(p, g.tun.Attrs().Index)); err != nil {
 			return fmt.Errorf("route %v into %s: %w", p, g.c.TUN, err)
 		}
 		g.routes = append(g.routes, p)
@@ -221,11 +229,14 @@ func (g *Gateway) Close() error {
 	// What was switched on is switched off before the rules go that guard it.
 	errs = append(errs, g.journal.undo(neededByOthers(gatewayTables+g.c.TUN)))
 	for _, p := range g.routes {
-		if err := g.nl.RouteDel(tunRoute(p, g.tun)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENODEV) {
+		if err := g.nl.RouteDel(tunRoute(p, g.tun.Attrs().Index)); err != nil && !gone(err) {
 			errs = append(errs, fmt.Errorf("take back the route of %v: %w", p, err))
 		}
 	}
-	if g.table != nil {
+	if g.tun != nil {
+		if err := g.nl.LinkSetGroup(g.tun, int(g.tun.Attrs().Group)); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("put %s into its group again: %w", g.c.TUN, err))
+		}
 		errs = append(errs, g.table.close())
 	}
 	g.nl.Close()
@@ -395,7 +406,11 @@ func neededByOthers(self string) func(key string) bool {
 func (g *Gateway) rules(c *nftables.Conn) error {
 	t, tun := g.table, g.c.TUN
 	set := func(name string, key nftables.SetDatatype, interval bool) *nftables.Set {
-		return &nftables.Set{Table: t.Table, Name: name, KeyType: key, Interval: interval}
+		s := &nftables.Set{Table: t.Table, Name: name, KeyType: key, Interval: interval}
+		if key == nftables.TypeIFName {
+			s.KeyByteOrder = binaryutil.NativeEndian // for `nft list ruleset` to show names
+		}
+		return s
 	}
 	g.wan4, g.wan6 = set("wan4", nftables.TypeIFName, false), set("wan6", nftables.TypeIFName, false)
 	g.shut4, g.shut6 = set(closed4, nftables.TypeIFName, false), set(closed6, nftables.TypeIFName, false)
@@ -461,10 +476,11 @@ func (g *Gateway) rules(c *nftables.Conn) error {
 	return nil
 }
 
-// guardAll6 is for kernels that forward IPv6 on all interfaces or on none.
+// guardAll6 is for kernels that forward IPv6 on all interfaces or on none. TUNs of other gateways, which may come later, are known by
+// their group.
 func (g *Gateway) guardAll6(c *nftables.Conn) {
 	fwd := &nftables.Chain{Name: "forward", Table: g.table.Table}
-	g.table.rule(c, fwd, ipv(6), drop())
+	g.table.rule(c, fwd, ipv(6), notFromGroup(tunGroup), drop())
 }
 
 // lookForDropsLocked says once which chains of others drop what we forward.

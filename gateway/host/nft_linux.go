@@ -46,6 +46,9 @@ func newTable(name string, log *slog.Logger) (*table, error) {
 	}
 	if err != nil {
 		_ = c.CloseLasting()
+		if there, _ := findTables(func(n string) bool { return n == name }); len(there) > 0 { // one that is owned is refused with EPERM
+			return nil, fmt.Errorf("make firewall table %s: %w", name, fs.ErrExist)
+		}
 		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
 			return nil, fmt.Errorf("make firewall table %s: %w (root or CAP_NET_ADMIN is needed)", name, err)
 		}
@@ -162,6 +165,10 @@ func notOif(name string) []expr.Any { return ifname(expr.MetaKeyOIFNAME, expr.Cm
 
 func ifnameIn(key expr.MetaKey, s *nftables.Set) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: reg}, &expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID}}
+}
+
+func notFromGroup(group uint32) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: reg}, &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: binaryutil.NativeEndian.PutUint32(group)}}
 }
 
 // ipv matches packets of IP version 4 or 6.
@@ -295,21 +302,27 @@ func names(list []string) []nftables.SetElement {
 	return out
 }
 
-// intervals makes the elements of an interval set of prefixes that do not overlap: where each begins, and where it no longer is.
+// intervals makes the elements of an interval set of prefixes that do not overlap: where each run of them begins, and where it is over. The
+// kernel refuses two beginnings in a row.
 func intervals(list []netip.Prefix) []nftables.SetElement {
 	var out []nftables.SetElement
-	for i, p := range list {
-		out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
-		end := after(p)
-		if !end.IsValid() || i+1 < len(list) && list[i+1].Addr() == end {
-			continue // to the end of all addresses, or straight on
+	var end netip.Addr // of the run so far
+	for _, p := range list {
+		if p.Addr() != end {
+			if end.IsValid() {
+				out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
+			}
+			out = append(out, nftables.SetElement{Key: p.Addr().AsSlice()})
 		}
+		end = after(p)
+	}
+	if end.IsValid() { // otherwise the run goes on to the last of all addresses
 		out = append(out, nftables.SetElement{Key: end.AsSlice(), IntervalEnd: true})
 	}
 	return out
 }
 
-// after returns the first address behind p.
+// after returns the first address behind p; the zero Addr when there is none.
 func after(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
@@ -53,6 +54,14 @@ func (j *journal) takeBack(nl *netlink.Handle) error {
 				}
 			}
 		}()
+	}
+	for _, t := range j.s.Tables {
+		name, ok := strings.CutPrefix(t, gatewayTables)
+		if l, err := nl.LinkByName(name); ok && err == nil && l.Attrs().Group == tunGroup { // a TUN that outlives its process
+			if err := nl.LinkSetGroup(l, 0); err != nil && !gone(err) {
+				return fmt.Errorf("put %s into its group again: %w", name, err)
+			}
+		}
 	}
 	for _, r := range j.s.Routes {
 		l, err := nl.LinkByName(r.Dev)

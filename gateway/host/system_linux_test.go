@@ -26,7 +26,10 @@ func TestIntervals(t *testing.T) {
 			}
 		}
 		got, last := false, []byte(nil)
-		for _, e := range elems {
+		for i, e := range elems {
+			if e.IntervalEnd != (i%2 == 1) {
+				t.Fatalf("two beginnings or ends in a row at %x", e.Key)
+			}
 			if last != nil && bytes.Compare(last, e.Key) >= 0 {
 				t.Fatalf("%x after %x", e.Key, last)
 			}
