@@ -476,6 +476,10 @@ func (d *desk) stepLocked(now time.Time) {
 		return
 	}
 	d.log.Info("the clock was set; what guests have left is kept", "step", step)
+	d.clockSetLocked(now, step)
+}
+
+func (d *desk) clockSetLocked(now time.Time, step time.Duration) {
 	d.store.shift(d.started.Round(0).Truncate(time.Second), step)
 	d.started = d.started.Round(0).Add(step)
 	for _, dev := range d.devices {

@@ -72,14 +72,17 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 	}
 	undo = append(undo, g.desk.close)
 
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	eg, ctx := errgroup.WithContext(ctx)
 	if err := g.servePortal(ctx, eg); err != nil {
-		return err
+		return err // nothing runs yet
 	}
 	if cfg.Prefix.IsValid() {
 		conn, err := openICMP(cfg.Interface)
 		if err != nil {
-			return err
+			cancel()
+			return errors.Join(err, eg.Wait())
 		}
 		g.serveAdverts(ctx, eg, conn, MAC(attrs.HardwareAddr), attrs.Index)
 	}
@@ -207,7 +210,6 @@ func prepare(cfg *Config, link netlink.Link) (undo []func() error, err error) {
 // servePortal listens on our addresses, and on nothing else.
 func (g *Guests) servePortal(ctx context.Context, eg *errgroup.Group) error {
 	cfg := &g.cfg
-	srv := newServer(g.portal, cfg.Log)
 	var ls []net.Listener
 	listen := func(a netip.Addr, port uint16) error {
 		l, err := net.Listen("tcp", netip.AddrPortFrom(a, port).String())
@@ -233,12 +235,12 @@ func (g *Guests) servePortal(ctx context.Context, eg *errgroup.Group) error {
 			}
 		}
 	}
-	srv.TLSConfig = cfg.TLS
 	for _, l := range ls {
-		tls := l.Addr().(*net.TCPAddr).Port == int(cfg.TLSPort)
+		srv := newServer(g.portal, cfg.Log) // one each: a server sets itself up for HTTP/2 when it first serves, and not twice at once
 		eg.Go(func() error {
 			var err error
-			if tls {
+			if l.Addr().(*net.TCPAddr).Port == int(cfg.TLSPort) {
+				srv.TLSConfig = cfg.TLS.Clone()
 				err = srv.ServeTLS(l, "", "")
 			} else {
 				err = srv.Serve(l)
@@ -248,11 +250,11 @@ func (g *Guests) servePortal(ctx context.Context, eg *errgroup.Group) error {
 			}
 			return fmt.Errorf("serve the page: %w", err)
 		})
+		eg.Go(func() error {
+			<-ctx.Done()
+			return srv.Close() // no request takes long enough to wait for
+		})
 	}
-	eg.Go(func() error {
-		<-ctx.Done()
-		return srv.Close() // no request takes long enough to wait for
-	})
 	return nil
 }
 

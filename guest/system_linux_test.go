@@ -3,10 +3,17 @@ package guest
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"net/netip"
@@ -45,11 +52,25 @@ func TestMain(m *testing.M) {
 type routerSpec struct {
 	StateDir string
 	DHCP     DHCP
+	TLS      bool
 }
 
 func (r routerSpec) config() Config {
-	return Config{Interface: guestIf, StateDir: r.StateDir, DHCP: r.DHCP, Prefix: netip.MustParsePrefix("301:1:2:3::/64"),
+	c := Config{Interface: guestIf, StateDir: r.StateDir, DHCP: r.DHCP, Prefix: netip.MustParsePrefix("301:1:2:3::/64"),
 		Range: netip.MustParsePrefix("10.99.8.0/24"), Out: []string{"gst-tun"}, MTU: 1400, Domain: "weft", Name: "Test <Street>"}
+	if r.TLS {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			fatal(err)
+		}
+		tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"portal.weft"}, NotAfter: time.Now().Add(time.Hour)}
+		der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+		if err != nil {
+			fatal(err)
+		}
+		c.Host, c.TLS = "portal.weft", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	}
+	return c
 }
 
 func fatal(err error) {
@@ -250,7 +271,15 @@ func world(t *testing.T) {
 	for _, ns := range []string{nsRouter, nsPhone, nsNet} {
 		_ = exec.Command("ip", "netns", "del", ns).Run() // of a run that was killed
 		sh(t, "ip", "netns", "add", ns)
-		t.Cleanup(func() { _ = exec.Command("ip", "netns", "del", ns).Run() })
+		t.Cleanup(func() {
+			out, _ := exec.Command("ip", "netns", "pids", ns).Output() // a dnsmasq, when a test has failed
+			for _, f := range strings.Fields(string(out)) {
+				if pid, err := strconv.Atoi(f); err == nil {
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+				}
+			}
+			_ = exec.Command("ip", "netns", "del", ns).Run()
+		})
 		in(t, ns, "ip", "link", "set", "lo", "up")
 	}
 	sh(t, "ip", "link", "add", "gst-lan", "netns", nsRouter, "type", "veth", "peer", "name", "wlan0", "netns", nsPhone)
@@ -450,7 +479,7 @@ func testGuests(t *testing.T, how DHCP) {
 	world(t)
 	server := start(t, nsNet, "server")
 	server.line()
-	cfg := routerSpec{t.TempDir(), how}
+	cfg := routerSpec{StateDir: t.TempDir(), DHCP: how}
 	r := serve(t, cfg)
 	var ok string
 	r.ask("uplink 1 0", &ok)
@@ -540,7 +569,6 @@ func testGuests(t *testing.T, how DHCP) {
 		t.Errorf("the API with a voucher: %s %s", st, body)
 	}
 
-	// Another bridge port is another device: it is still captive, and it cannot use the first one's voucher.
 	// Two thirds of the quota; counted in both directions.
 	if st, _, body := curl(t, "http://203.0.113.5/big/2000000"); st != "200" || len(body) != 2000000 {
 		t.Errorf("a download: %s, %d bytes", st, len(body))
@@ -619,6 +647,60 @@ func testGuests(t *testing.T, how DHCP) {
 	}
 }
 
+// TestPortalWithCertificate: with TLS the portal is announced (RFC 8910), and its API speaks TLS (RFC 8908). Beside it: a
+// voucher is a device's, not an address's, and there is one server of guests per interface.
+func TestPortalWithCertificate(t *testing.T) {
+	needRoot(t)
+	for _, how := range []DHCP{DHCPOwn, DHCPDnsmasq} {
+		t.Run(string(how), func(t *testing.T) {
+			if _, err := exec.LookPath("dnsmasq"); how == DHCPDnsmasq && err != nil {
+				t.Skip("SKIPPED: DNSMASQ IS NOT INSTALLED")
+			}
+			world(t)
+			start(t, nsNet, "server").line()
+			spec := routerSpec{StateDir: t.TempDir(), DHCP: how, TLS: true}
+			r := serve(t, spec)
+			const url = "https://portal.weft/captive/api"
+			if got := dhcp(t); !strings.HasSuffix(got, " "+hex.EncodeToString([]byte(url))) && !strings.HasSuffix(got, " "+url) {
+				t.Errorf("DHCP said %q", got)
+			}
+			secure := []string{"-k", "--resolve", "portal.weft:443:10.99.8.1"}
+			if st, _, body := curl(t, append(secure, url)...); st != "200" || !strings.Contains(body, `"user-portal-url":"https://portal.weft/"`) {
+				t.Errorf("the API: %s %s", st, body)
+			}
+			if st, loc, _ := curl(t, "http://203.0.113.5/generate_204"); st != "302" || loc != "https://portal.weft/" {
+				t.Errorf("a probe: %s %s", st, loc)
+			}
+			if st, _, _ := curl(t, "https://203.0.113.5/"); st != "exit 7" {
+				t.Errorf("HTTPS elsewhere: %s", st)
+			}
+
+			var v Voucher
+			r.ask("create 60 0", &v)
+			if st, _, _ := curl(t, append(secure, "-d", "code="+v.Code, "https://portal.weft/voucher")...); st != "303" {
+				t.Errorf("redeem: %s", st)
+			}
+			if st, _, _ := curl(t, "http://203.0.113.5/"); st != "200" {
+				t.Errorf("with a voucher: %s", st)
+			}
+			in(t, nsPhone, "ip", "link", "set", "wlan0", "address", "02:00:00:00:00:99") // another device takes the address
+			eventually(t, "the other device is captive", func() bool {
+				st, _, _ := curl(t, "http://203.0.113.5/")
+				return st == "302"
+			})
+			if _, _, body := curl(t, append(secure, "-d", "code="+v.Code, "https://portal.weft/voucher")...); !strings.Contains(body, "in use on other devices") {
+				t.Errorf("a voucher for one device on a second one: %s", body)
+			}
+
+			b, _ := json.Marshal(spec)
+			second := start(t, nsRouter, "router", "GST_CONFIG="+string(b))
+			if second.out.Scan() {
+				t.Errorf("a second server for the same interface said %q", second.out.Text())
+			}
+		})
+	}
+}
+
 // TestOtherDHCPServer: where somebody serves already, we do not.
 func TestOtherDHCPServer(t *testing.T) {
 	needRoot(t)
@@ -626,7 +708,7 @@ func TestOtherDHCPServer(t *testing.T) {
 	in(t, nsPhone, "ip", "addr", "add", "172.31.7.1/24", "dev", "wlan0")
 	o := start(t, nsPhone, "otherdhcp", "GST_IF=wlan0")
 	o.line()
-	b, _ := json.Marshal(routerSpec{t.TempDir(), DHCPAuto})
+	b, _ := json.Marshal(routerSpec{StateDir: t.TempDir(), DHCP: DHCPAuto})
 	r := start(t, nsRouter, "router", "GST_CONFIG="+string(b))
 	eventually(t, "the other server is seen", func() bool {
 		var s Status
