@@ -839,8 +839,9 @@ func (g *Gateway) noticed(h *held, m *message, now time.Time) {
 			s := c.standby()
 			if h == c.active && s != nil && s.granted && covers(s.grant.families, c.choice.Want) > covers(left, c.choice.Want) {
 				h.grant.families = trim(&h.grant, left)
-				c.reason = fmt.Sprintf("%s has lost part of its line", nameOf(&h.c))
-				g.activate(s, now, c.reason)
+				c.active = nil
+				c.failovers++
+				g.activate(s, now, fmt.Sprintf("left %s: it has lost part of its line", nameOf(&h.c)))
 				return
 			}
 			h.grant.families = trim(&h.grant, left)

@@ -85,7 +85,8 @@ func (t *flows) insert(k *flowKey, now uint32, most int, budget *atomic.Int64) *
 				worst = &b[i]
 			}
 		}
-		if len(t.buckets)*ways >= 2*most || !t.grow(budget) {
+		if len(t.buckets)*ways >= 4*most || // fuller ones have full buckets
+			!t.grow(budget) {
 			*worst = flow{key: *k, since: now, until: now + 1}
 			return worst
 		}

@@ -52,7 +52,10 @@ func (a addr) netip() netip.Addr {
 func (a addr) isMesh() bool { return a.hi>>57 == 0x02>>1 }
 
 // mask is a prefix over addr.
-type mask struct{ addr, bits addr }
+type mask struct {
+	addr, bits addr
+	six        bool // of IPv6: ::/0 does not contain IPv4
+}
 
 func maskOf(p netip.Prefix) mask {
 	n := p.Bits()
@@ -66,11 +69,11 @@ func maskOf(p netip.Prefix) mask {
 		m.lo = ^uint64(0) << (128 - n)
 	}
 	a := addrOf(p.Addr())
-	return mask{addr{a.hi & m.hi, a.lo & m.lo}, m}
+	return mask{addr{a.hi & m.hi, a.lo & m.lo}, m, p.Addr().Is6()}
 }
 
 func (m *mask) contains(a addr) bool {
-	return a.hi&m.bits.hi == m.addr.hi && a.lo&m.bits.lo == m.addr.lo
+	return a.hi&m.bits.hi == m.addr.hi && a.lo&m.bits.lo == m.addr.lo && m.six != a.is4()
 }
 
 // flowKey names a flow as its packets carry it. Echo has its identifier in place of both ports, fragments their

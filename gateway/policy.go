@@ -173,7 +173,10 @@ func (r Rule) String() string {
 			fmt.Fprintf(&b, "-%d", p.Hi)
 		}
 	}
-	if r.Dest.IsValid() {
+	switch {
+	case r.Dest.IsSingleIP():
+		fmt.Fprintf(&b, " %v", r.Dest.Addr())
+	case r.Dest.IsValid():
 		fmt.Fprintf(&b, " %v", r.Dest)
 	}
 	return b.String()
@@ -208,7 +211,6 @@ type compiledRule struct {
 	deny  bool
 	proto uint8
 	all   bool // destinations
-	six   bool // dest is of IPv6, and so ::/0 is not everything
 	ports []PortRange
 	dest  mask
 }
@@ -230,7 +232,7 @@ func NewPolicy(rules []Rule, local []netip.Prefix, nat64 netip.Prefix) (*Policy,
 	for _, r := range rules {
 		c := compiledRule{deny: r.Deny, proto: r.Proto, all: !r.Dest.IsValid(), ports: slices.Clone(r.Ports)}
 		if !c.all {
-			c.dest, c.six = maskOf(r.Dest), r.Dest.Addr().Is6()
+			c.dest = maskOf(r.Dest)
 		}
 		p.rules = append(p.rules, c)
 	}
@@ -328,7 +330,7 @@ func (p *Policy) judge1(proto uint8, dst addr, port uint16) reason {
 func (p *Policy) match(proto uint8, dst addr, port uint16) *compiledRule {
 	for i := range p.rules {
 		r := &p.rules[i]
-		if r.proto != 0 && r.proto != proto || !r.all && (r.six == dst.is4() || !r.dest.contains(dst)) {
+		if r.proto != 0 && r.proto != proto || !r.all && !r.dest.contains(dst) {
 			continue
 		}
 		if len(r.ports) == 0 {
