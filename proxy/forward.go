@@ -131,16 +131,7 @@ func (p *Proxy) dialForward(ctx context.Context, f Forward) (net.Conn, error) {
 		d := net.Dialer{Timeout: dialTime}
 		return d.DialContext(ctx, f.proto, net.JoinHostPort(f.host, strconv.Itoa(int(f.port))))
 	}
-	if f.proto == "tcp" {
-		return p.dial(ctx, f.host, f.port)
-	}
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
-	defer cancel()
-	a, err := p.lookup(ctx, f.host)
-	if err != nil {
-		return nil, err
-	}
-	return p.cfg.Mesh.DialContext(ctx, "udp", netip.AddrPortFrom(a, f.port).String())
+	return p.dial(ctx, f.proto, f.host, f.port)
 }
 
 // Host is the host's own network, seen from the node's address: the Network for a node with an OS TUN.

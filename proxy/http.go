@@ -27,7 +27,7 @@ func (p *Proxy) ServeListener(ctx context.Context, l net.Listener) error {
 			if err != nil {
 				return nil, err
 			}
-			return p.dial(ctx, host, port)
+			return p.dial(ctx, "tcp", host, port)
 		},
 		DisableCompression:  true,
 		MaxIdleConns:        32,
@@ -156,7 +156,7 @@ func (h *httpProxy) connect(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "CONNECT is followed by HOST:PORT", http.StatusBadRequest)
 		return
 	}
-	out, err := h.p.dial(r.Context(), host, port)
+	out, err := h.p.dial(r.Context(), "tcp", host, port)
 	if err != nil {
 		refuse(w, err)
 		return
@@ -175,14 +175,23 @@ func (h *httpProxy) connect(w http.ResponseWriter, r *http.Request) {
 	join(h.ctx, &peeked{Conn: c, r: rw.Reader}, out) // what the client sent in advance is still in rw
 }
 
-// refuse says why a destination was not reached.
+// refuse says why a destination was not reached: in a status, in words and, as RFC 9209 has it, for programs.
 func refuse(w http.ResponseWriter, err error) {
-	code := http.StatusBadGateway
+	code, kind := http.StatusBadGateway, "proxy_internal_response"
 	switch failureOf(err) {
 	case failedForbidden:
-		code = http.StatusForbidden
+		code, kind = http.StatusForbidden, "destination_ip_prohibited"
+	case failedNoGateway:
+		code, kind = http.StatusServiceUnavailable, "destination_unavailable"
+	case failedNoName:
+		kind = "dns_error"
+	case failedRefused:
+		kind = "connection_refused"
+	case failedNetwork, failedHost:
+		kind = "destination_ip_unroutable"
 	case failedTimeout:
-		code = http.StatusGatewayTimeout
+		code, kind = http.StatusGatewayTimeout, "connection_timeout"
 	}
+	w.Header().Set("Proxy-Status", "weft; error="+kind)
 	http.Error(w, fmt.Sprintf("weft proxy: %v", err), code)
 }

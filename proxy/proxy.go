@@ -6,7 +6,8 @@
 // connection, bounded in number, and returns when all of them have ended. The mesh is reached through a [Network] and
 // names are looked up by a [Resolver], both given.
 //
-// It is no way to the internet: destinations outside the mesh are refused, unless Config.Outside says where they go.
+// Destinations outside the mesh are refused, unless Config.Outside says where they go: through a gateway of the mesh. Their
+// names are not looked up here. This machine and private networks are out of reach by that way (see [MayLeave]).
 package proxy
 
 import (
@@ -54,9 +55,9 @@ type Config struct {
 	Forwards []Forward
 	Exposed  []Forward
 
-	// Outside connects to what is not in the mesh: host is a name or an address. nil refuses, so that a mistake cannot
-	// turn the node into an open proxy.
-	Outside func(ctx context.Context, host string, port uint16) (net.Conn, error)
+	// Outside connects to what is not in the mesh: network is tcp or udp, host a name or an address, not looked up. Its errors
+	// may wrap ErrNoGateway, ErrPolicy and ErrNoName. nil refuses, so that a mistake cannot turn the node into an open proxy.
+	Outside func(ctx context.Context, network, host string, port uint16) (net.Conn, error)
 }
 
 // Limits.
@@ -70,11 +71,14 @@ const (
 	idleTCP         = 2*time.Hour + 4*time.Minute // as long as the firewall remembers a connection
 	idleHalfClosed  = 10 * time.Minute
 	idleUDP         = 5 * time.Minute
+	maxOutside      = 256  // outside destinations of one UDP association; those that were not used for longest give way
+	maxOutsideAll   = 1024 // of all associations; each has a buffer of 64 KiB
 )
 
 // Proxy serves what its Config says.
 type Proxy struct {
 	cfg Config
+	far chan struct{} // a slot for each outside destination of a UDP association
 }
 
 // New checks cfg; it opens nothing.
@@ -88,7 +92,7 @@ func New(cfg Config) (*Proxy, error) {
 	if strings.Contains(cfg.User, ":") {
 		return nil, errors.New("proxy: the user's name may not contain a colon")
 	}
-	p := &Proxy{cfg: cfg}
+	p := &Proxy{cfg: cfg, far: make(chan struct{}, maxOutsideAll)}
 	for _, a := range cfg.Listen {
 		at, err := parseLocal(a)
 		if err != nil {
@@ -220,18 +224,18 @@ func (p *Proxy) lookup(ctx context.Context, host string) (netip.Addr, error) {
 	return a, nil
 }
 
-// dial connects to host, in the mesh or where Outside allows.
-func (p *Proxy) dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+// dial connects to host with network tcp or udp, in the mesh or where Outside allows.
+func (p *Proxy) dial(ctx context.Context, network, host string, port uint16) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	a, err := p.lookup(ctx, host)
-	if errors.Is(err, errOutside) && p.cfg.Outside != nil {
-		return p.cfg.Outside(ctx, host, port)
+	if errors.Is(err, errOutside) {
+		return p.outside(ctx, network, host, port)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return p.cfg.Mesh.DialContext(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+	return p.cfg.Mesh.DialContext(ctx, network, netip.AddrPortFrom(a, port).String())
 }
 
 // splitHostPort is net.SplitHostPort with a numeric port.
@@ -253,6 +257,7 @@ type failure uint8
 const (
 	failedGenerally failure = iota
 	failedForbidden
+	failedNoGateway
 	failedNoName
 	failedRefused
 	failedNetwork
@@ -264,10 +269,13 @@ func failureOf(err error) failure {
 	// Windows has its own numbers for what the network says (WSAE…); none of them is used elsewhere.
 	is := func(a, windows syscall.Errno) bool { return errors.Is(err, a) || errors.Is(err, windows) }
 	var timeout net.Error
+	var dns *net.DNSError
 	switch {
-	case errors.Is(err, errOutside):
+	case errors.Is(err, errOutside), errors.Is(err, errPrivate), errors.Is(err, ErrPolicy), is(syscall.EACCES, 10013), is(syscall.EPERM, 10013):
 		return failedForbidden
-	case errors.Is(err, errNoName):
+	case errors.Is(err, ErrNoGateway):
+		return failedNoGateway
+	case errors.Is(err, errNoName), errors.Is(err, ErrNoName), errors.As(err, &dns) && dns.IsNotFound:
 		return failedNoName
 	case is(syscall.ECONNREFUSED, 10061):
 		return failedRefused

@@ -534,20 +534,6 @@ func TestConfigErrorsSayWhatIsAllowed(t *testing.T) {
 	}
 }
 
-func TestOutsideHook(t *testing.T) {
-	a, _ := mesh(t)
-	var asked string
-	proxy := start(t, Config{Mesh: a, Outside: func(_ context.Context, host string, port uint16) (net.Conn, error) {
-		asked = net.JoinHostPort(host, fmt.Sprint(port))
-		here, there := net.Pipe()
-		there.Close()
-		return here, nil
-	}})
-	if _, code, _ := dialSOCKS(t, proxy, cmdConnect, named("example.org", 443)); code != replyOK || asked != "example.org:443" {
-		t.Errorf("code %d, asked for %q", code, asked)
-	}
-}
-
 func TestAPageCannotUseTheProxyAsAServer(t *testing.T) {
 	a, _ := mesh(t)
 	proxy := start(t, Config{Mesh: a})

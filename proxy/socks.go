@@ -44,7 +44,7 @@ func replyFor(err error) byte {
 	switch failureOf(err) {
 	case failedForbidden:
 		return replyForbidden
-	case failedNetwork:
+	case failedNetwork, failedNoGateway:
 		return replyNetwork
 	case failedHost, failedNoName:
 		return replyHost
@@ -115,6 +115,15 @@ func appendAddr(b []byte, a netip.AddrPort) []byte {
 		b = append(b, addrIPv4, 0, 0, 0, 0)
 	}
 	return binary.BigEndian.AppendUint16(b, a.Port())
+}
+
+// append writes ATYP, ADDR and PORT as d was read.
+func (d dest) append(b []byte) []byte {
+	if a, err := netip.ParseAddr(d.host); err == nil {
+		return appendAddr(b, netip.AddrPortFrom(a, d.port))
+	}
+	b = append(append(b, addrName, byte(len(d.host))), d.host...)
+	return binary.BigEndian.AppendUint16(b, d.port)
 }
 
 func reply(c net.Conn, code byte, bound netip.AddrPort) error {
@@ -243,7 +252,7 @@ func (p *Proxy) knows(user, password string) bool {
 
 func (p *Proxy) socksConnect(ctx context.Context, c *peeked, d dest) error {
 	c.SetDeadline(time.Time{})
-	out, err := p.dial(ctx, d.host, d.port)
+	out, err := p.dial(ctx, "tcp", d.host, d.port)
 	if err != nil {
 		reply(c, replyFor(err), netip.AddrPort{})
 		return err
@@ -279,8 +288,9 @@ func (p *Proxy) socksAssociate(ctx context.Context, c *peeked, d dest) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { local.Close(); mesh.Close(); c.Close() })
 	defer stop()
-	a := association{p: p, local: local, mesh: mesh, client: netip.AddrPortFrom(client, d.port)}
+	a := association{p: p, local: local, mesh: mesh, client: netip.AddrPortFrom(client, d.port), far: map[dest]*farEnd{}}
 	var wg sync.WaitGroup
+	a.wg = &wg
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { defer cancel(); a.out(ctx) })
@@ -297,6 +307,16 @@ type association struct {
 
 	mu     sync.Mutex
 	client netip.AddrPort // port 0 until its first datagram
+	far    map[dest]*farEnd
+
+	wg *sync.WaitGroup // of all its goroutines
+}
+
+// farEnd is an outside destination of an association.
+type farEnd struct {
+	*udpClient
+	cancel context.CancelFunc
+	used   time.Time // by the client; only the reader of its datagrams looks
 }
 
 func (a *association) mayUse(from netip.AddrPort) bool {
@@ -318,13 +338,83 @@ func (a *association) back() {
 			}
 			return
 		}
-		a.mu.Lock()
-		to := a.client
-		a.mu.Unlock()
-		if to.Port() != 0 {
-			a.local.WriteToUDPAddrPort(append(appendAddr([]byte{0, 0, 0}, addrPortOf(from)), buf[:n]...), to)
+		a.reply(appendAddr([]byte{0, 0, 0}, addrPortOf(from)), buf[:n])
+	}
+}
+
+// reply sends the client a datagram behind a header that says from whom.
+func (a *association) reply(header, payload []byte) {
+	a.mu.Lock()
+	to := a.client
+	a.mu.Unlock()
+	if to.Port() != 0 {
+		a.local.WriteToUDPAddrPort(append(header, payload...), to)
+	}
+}
+
+// toFar sends to an outside destination, on a connection of its own: Outside gives no other.
+func (a *association) toFar(ctx context.Context, d dest, payload []byte) {
+	a.mu.Lock()
+	f := a.far[d]
+	if f == nil && len(a.far) >= maxOutside {
+		a.evict()
+	}
+	a.mu.Unlock()
+	if f == nil {
+		select {
+		case a.p.far <- struct{}{}:
+		default:
+			return // too many: lost, as UDP may be
+		}
+		f = a.openFar(ctx, d)
+	}
+	f.used = time.Now()
+	f.send(payload)
+}
+
+// evict ends the destination that was not used for longest. It runs with mu held.
+func (a *association) evict() {
+	var oldest dest
+	for d, f := range a.far {
+		if o := a.far[oldest]; o == nil || f.used.Before(o.used) {
+			oldest = d
 		}
 	}
+	a.far[oldest].cancel()
+	delete(a.far, oldest)
+}
+
+func (a *association) openFar(ctx context.Context, d dest) *farEnd {
+	ctx, cancel := context.WithCancel(ctx)
+	f := &farEnd{udpClient: newUDPClient(), cancel: cancel}
+	a.mu.Lock()
+	a.far[d] = f
+	a.mu.Unlock()
+	a.wg.Go(func() {
+		defer func() {
+			cancel()
+			a.mu.Lock()
+			if a.far[d] == f {
+				delete(a.far, d)
+			}
+			a.mu.Unlock()
+			<-a.p.far
+		}()
+		var from []byte
+		f.run(ctx, func(ctx context.Context) (net.Conn, error) {
+			c, err := a.p.dial(ctx, "udp", d.host, d.port)
+			if err != nil {
+				a.p.cfg.Log.Debug("proxy request failed", "err", err)
+				return nil, err
+			}
+			from = d.append([]byte{0, 0, 0})
+			if at := addrPortOf(c.RemoteAddr()); at.IsValid() {
+				from = appendAddr([]byte{0, 0, 0}, at)
+			}
+			return c, nil
+		}, func(b []byte) { a.reply(from[:len(from):len(from)], b) })
+	})
+	return f
 }
 
 func (a *association) out(ctx context.Context) {
@@ -345,6 +435,9 @@ func (a *association) out(ctx context.Context) {
 		look, cancel := context.WithTimeout(ctx, time.Second) // datagrams behind this one wait
 		to, err := a.p.lookup(look, d.host)
 		cancel()
+		if errors.Is(err, errOutside) && a.p.cfg.Outside != nil {
+			a.toFar(ctx, d, payload)
+		}
 		if err != nil {
 			continue // UDP has no way to say so
 		}
