@@ -59,7 +59,7 @@ func checkHost(host string) error {
 	if last == "localhost" || number {
 		return fmt.Errorf("%s: %w", host, errPrivate)
 	}
-	if name == "" || len(name) > 253 || strings.ContainsAny(name, " /\\@:%[]\x00") {
+	if last == "" || len(name) > 253 || strings.Contains(name, "..") || strings.ContainsAny(name, " /\\@:%[]\x00") {
 		return fmt.Errorf("%q is no name: %w", host, ErrNoName)
 	}
 	return nil
