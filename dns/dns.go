@@ -119,7 +119,7 @@ type Resolver struct {
 	zones   []string       // canonical
 	special []netip.Prefix // whose reverse names are ours to answer
 	limiter *limiter
-	udpSlot chan struct{} // one for each UDP question that is being answered
+	udp     places // of UDP questions that are being answered
 	count   counters
 
 	ctx    context.Context // of questions to upstreams; ends in Close
@@ -205,7 +205,7 @@ func New(cfg Config) (*Resolver, error) {
 	if math.IsNaN(cfg.Rate) || math.IsInf(cfg.Rate, 0) {
 		return nil, fmt.Errorf("dns: %v questions a second is no limit", cfg.Rate)
 	}
-	r := &Resolver{cfg: cfg, limiter: newLimiter(cfg.Rate), udpSlot: make(chan struct{}, maxUDP),
+	r := &Resolver{cfg: cfg, limiter: newLimiter(cfg.Rate), udp: newPlaces(maxUDP, maxUDPPer),
 		special: reverseZones(), flights: map[key]*flight{}}
 	for _, z := range cfg.Zones {
 		name := dns.CanonicalName(z)
@@ -418,6 +418,7 @@ func (r *Resolver) outside(ctx context.Context, k key) answer {
 	now := time.Now()
 	r.mu.Lock()
 	a, state := r.cache.get(k, now)
+	p := r.pool
 	var f *flight
 	if state != fresh {
 		f = r.flyLocked(k)
@@ -436,7 +437,11 @@ func (r *Resolver) outside(ctx context.Context, k key) answer {
 	r.count.misses.Add(1)
 	var late <-chan time.Time
 	if state == stale { // RFC 8767 section 5: the client response timer
-		t := time.NewTimer(staleAfter)
+		after := staleAfter
+		if p.resting(now) { // the failure recheck timer: asked all the same, but nobody waits for it
+			after = 0
+		}
+		t := time.NewTimer(after)
 		defer t.Stop()
 		late = t.C
 	}

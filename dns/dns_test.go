@@ -509,7 +509,9 @@ func TestStale(t *testing.T) {
 		if d := time.Since(began); d != staleAfter {
 			t.Errorf("after %v, want %v", d, staleAfter)
 		}
-		if m := ask(t, r, "no.example", dns.TypeA); show(m) != "NXDOMAIN SOA:example." || !strings.HasPrefix(ede(m), "19 ") {
+		time.Sleep(askTime)
+		began = time.Now() // nobody waits for those who have failed just now
+		if m := ask(t, r, "no.example", dns.TypeA); show(m) != "NXDOMAIN SOA:example." || !strings.HasPrefix(ede(m), "19 ") || time.Since(began) != 0 {
 			t.Errorf("%s %q", show(m), ede(m))
 		}
 		if m := ask(t, r, "new.example", dns.TypeA); m.Rcode != dns.RcodeServerFailure || !strings.HasPrefix(ede(m), "22 no DNS server answers: ") {
@@ -595,6 +597,35 @@ func TestHedge(t *testing.T) {
 		}
 		if n := w.count() - before; n != 2 {
 			t.Errorf("asked %d times, want 2", n)
+		}
+	})
+}
+
+// TestSilentTLS: a server over TLS that does not even shake hands holds up plain ones for a moment, and then no more.
+func TestSilentTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w, end := newWorld(t, Config{Upstreams: []string{up1, "tls://192.0.2.2#dns.example"}}, server("a.example. 100 IN A 198.51.100.1"))
+		defer end()
+		w.set("tcp 192.0.2.2:853", nil)
+		for _, want := range []time.Duration{patience, 0} {
+			began := time.Now()
+			if got := show(ask(t, r, "a.example", dns.TypeA)); got != "NOERROR A:198.51.100.1" {
+				t.Error(got)
+			}
+			if d := time.Since(began); d < want || d > want+hedge {
+				t.Errorf("after %v, want %v", d, want)
+			}
+			synctest.Wait() // it is known to be silent now
+			r.mu.Lock()
+			r.cache.clear()
+			r.mu.Unlock()
+		}
+		if err := r.SetUpstreams([]string{"tls://192.0.2.2#dns.example"}); err != nil {
+			t.Fatal(err)
+		}
+		r.Flush()
+		if m := ask(t, r, "a.example", dns.TypeA); m.Rcode != dns.RcodeServerFailure || !strings.Contains(ede(m), "deadline exceeded") {
+			t.Errorf("%s %q", show(m), ede(m))
 		}
 	})
 }

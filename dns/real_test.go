@@ -186,7 +186,6 @@ func TestEncrypted(t *testing.T) {
 		{"tls://" + s.dot + "#dns.example,pin-sha256=" + pin, otherRoots, "unknown authority", false, "tcp " + s.dot},
 		{"https://evil.example:" + dohPort + "/dns-query@127.0.0.1", roots, "certificate is valid for dns.example", false, "tcp " + s.doh},
 		{"https://dns.example:" + dohPort + "/other@127.0.0.1", roots, "400 Bad Request", false, "tcp " + s.doh},
-		{"tls://" + s.plain + "#dns.example", roots, "check who the server is", false, "tcp " + s.plain},
 	} {
 		t.Run(strings.ReplaceAll(v.uri, "/", "_"), func(t *testing.T) {
 			var rec recorder
@@ -348,27 +347,32 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestConnLimits: a client with many connections does not keep others out.
-func TestConnLimits(t *testing.T) {
-	var c connTable
-	c.by = map[netip.Addr]int{}
+// TestPlaces: a client with many questions does not keep others out, and neighbours never the owner.
+func TestPlaces(t *testing.T) {
+	c := newPlaces(maxConns, maxConnsPer)
 	one := netip.MustParseAddr("192.168.1.2")
 	n := 0
 	for c.enter(one) {
 		n++
 	}
 	if n != maxConnsPer || !c.enter(netip.MustParseAddr("192.168.1.3")) {
-		t.Errorf("%d connections by one client", n)
+		t.Errorf("%d places of one client", n)
 	}
 	c.leave(one)
 	if !c.enter(one) {
 		t.Error("a place that was left stays taken")
 	}
-	for i := 0; i < maxConns; i++ {
+	for i := range maxConns {
 		c.enter(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
 	}
+	if c.all != maxConns*3/4 {
+		t.Errorf("%d places taken by neighbours", c.all)
+	}
+	for range maxConns {
+		c.enter(netip.MustParseAddr("127.0.0.1"))
+	}
 	if c.all != maxConns {
-		t.Errorf("%d connections", c.all)
+		t.Errorf("%d places taken", c.all)
 	}
 }
 

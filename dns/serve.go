@@ -24,7 +24,8 @@ import (
 const (
 	defaultRate  = 50  // questions a second
 	burstSeconds = 4   // of it at once
-	maxUDP       = 256 // questions by UDP that are being answered
+	maxUDP       = 512 // questions by UDP that are being answered
+	maxUDPPer    = 64  // of these, by one client
 	maxConns     = 128 // TCP connections
 	maxConnsPer  = 8   // of these, by one client
 	maxPipelined = 16  // questions of one connection that are being answered
@@ -53,13 +54,13 @@ func (r *Resolver) Serve(ctx context.Context, listeners ...io.Closer) error {
 	}
 	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	conns := &connTable{by: map[netip.Addr]int{}}
+	conns := newPlaces(maxConns, maxConnsPer)
 	for _, l := range listeners {
 		switch l := l.(type) {
 		case net.PacketConn:
 			g.Go(func() error { return r.servePackets(ctx, l) })
 		case net.Listener:
-			g.Go(func() error { return r.serveStreams(ctx, l, conns) })
+			g.Go(func() error { return r.serveStreams(ctx, l, &conns) })
 		}
 	}
 	g.Go(func() error {
@@ -98,15 +99,14 @@ func (r *Resolver) servePackets(ctx context.Context, c net.PacketConn) error {
 			r.count.limited.Add(1)
 			continue
 		}
-		select {
-		case r.udpSlot <- struct{}{}:
-		default:
+		client := clientOf(src)
+		if !r.udp.enter(client) {
 			r.count.limited.Add(1)
 			continue
 		}
 		wire := slices.Clone(buf[:n])
 		wg.Go(func() {
-			defer func() { <-r.udpSlot }()
+			defer r.udp.leave(client)
 			if out := r.handle(ctx, wire, src, true); out != nil {
 				c.WriteTo(out, from)
 			}
@@ -114,17 +114,22 @@ func (r *Resolver) servePackets(ctx context.Context, c net.PacketConn) error {
 	}
 }
 
-// connTable counts connections.
-type connTable struct {
+// places are what clients take while they are served. A quarter is kept for programs on this machine, so that no
+// neighbour can keep its owner from the names of the mesh while upstreams are silent.
+type places struct {
+	max, per int
+
 	mu  sync.Mutex
 	all int
 	by  map[netip.Addr]int
 }
 
-func (t *connTable) enter(src netip.Addr) bool {
+func newPlaces(most, per int) places { return places{max: most, per: per, by: map[netip.Addr]int{}} }
+
+func (t *places) enter(src netip.Addr) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.all >= maxConns || t.by[src] >= maxConnsPer && !src.IsLoopback() {
+	if t.all >= t.max || !src.IsLoopback() && (t.by[src] >= t.per || t.all >= t.max*3/4) {
 		return false
 	}
 	t.all++
@@ -132,7 +137,7 @@ func (t *connTable) enter(src netip.Addr) bool {
 	return true
 }
 
-func (t *connTable) leave(src netip.Addr) {
+func (t *places) leave(src netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.all--
@@ -142,7 +147,7 @@ func (t *connTable) leave(src netip.Addr) {
 }
 
 // serveStreams answers TCP.
-func (r *Resolver) serveStreams(ctx context.Context, l net.Listener, conns *connTable) error {
+func (r *Resolver) serveStreams(ctx context.Context, l net.Listener, conns *places) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {

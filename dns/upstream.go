@@ -226,6 +226,19 @@ func (p *pool) order(now time.Time) []*upstream {
 	return out
 }
 
+// resting reports whether all have failed just now.
+func (p *pool) resting(now time.Time) bool {
+	for _, u := range p.list {
+		u.mu.Lock()
+		till := u.restTill
+		u.mu.Unlock()
+		if !till.After(now) {
+			return false
+		}
+	}
+	return true
+}
+
 // result is what came of one attempt.
 type result struct {
 	u   *upstream
@@ -340,7 +353,7 @@ func (u *upstream) ask(ctx context.Context, k key) (*dns.Msg, error) {
 			u.rtt = took
 		}
 		u.rtt += (took - u.rtt) / 8
-	case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled):
+	case took < patience && errors.Is(context.Cause(ctx), context.Canceled):
 		// Another was faster: no failure, but it is known to be no faster than this.
 		if took > u.rtt {
 			u.rtt += (took - u.rtt) / 4
@@ -501,16 +514,18 @@ func cause(ctx context.Context, err error) error {
 // overStream asks over TCP or TLS, on a connection that is kept. One that was kept may have been closed by the server just
 // now: then a new one is made.
 func (u *upstream) overStream(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
-	for {
-		s, reused, err := u.getStream(ctx)
-		if err != nil {
-			return nil, err
-		}
-		m, err := s.ask(ctx, q)
-		if err == nil || !reused || ctx.Err() != nil {
-			return m, err
-		}
+	s, reused, err := u.getStream(ctx)
+	if err != nil {
+		return nil, err
 	}
+	m, err := s.ask(ctx, q)
+	if err == nil || !reused || s.alive() || ctx.Err() != nil {
+		return m, err
+	}
+	if s, _, err = u.getStream(ctx); err != nil {
+		return nil, err
+	}
+	return s.ask(ctx, q)
 }
 
 // getStream returns the connection that there is, or makes one. Others who want one in the meantime wait for it.
