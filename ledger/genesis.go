@@ -48,7 +48,7 @@ func (m *Machine) Init(g Genesis) error {
 		if c.s.Get(accountKey(f.Key)) != nil {
 			return fmt.Errorf("founder %s stands there twice", f.Key)
 		}
-		c.save(accountKey(f.Key), &Account{Limit: f.Limit})
+		c.enroll(Member{Key: f.Key, Name: f.Name, Founder: true, Grant: f.Limit})
 	}
 	c.s.flush()
 	return m.Check()
