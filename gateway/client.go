@@ -26,8 +26,8 @@ const (
 	askSecond = 300 * time.Millisecond // how long a better gateway that was asked too is waited for
 
 	silence    = 700 * time.Millisecond // packets went out and nothing came
-	probePings = 3
-	probeEvery = 300 * time.Millisecond
+	probePings = 6                      // so many that loss alone hardly ever looks like death
+	probeEvery = 150 * time.Millisecond
 	probeAgain = time.Second // after a probe that was answered
 	watchEvery = 100 * time.Millisecond
 	watchFor   = 2 * time.Second // after the last packet; then the client sleeps until there is one
@@ -220,6 +220,7 @@ type client struct {
 	cands   []Candidate
 	read    time.Time   // when cands were
 	dirty   atomic.Bool // without g.mu
+	doubt   atomic.Bool // without g.mu: probe the gateway in use
 	held    []*held
 	active  *held
 	back    map[ident.PublicKey]backoff
@@ -652,7 +653,7 @@ func (g *Gateway) pong(key ident.PublicKey, rtt time.Duration, ok, probe bool, n
 		h.keep = now.Add(keepAgain)
 		if h.misses++; h == c.active {
 			g.probe(now)
-		} else if h.misses >= 2 {
+		} else if h.misses >= 3 {
 			g.leave(h, now, "it does not answer pings", backFirst, true)
 		}
 	}
@@ -741,7 +742,8 @@ func (g *Gateway) watchTraffic(now time.Time) time.Time {
 		}
 		return earliest(w.probeEnd, w.probeNext, now.Add(watchEvery))
 	}
-	if !w.silentSince.IsZero() && now.Sub(w.silentSince) >= silence && !now.Before(w.probeAfter) {
+	doubt := c.doubt.Swap(false)
+	if (doubt || !w.silentSince.IsZero() && now.Sub(w.silentSince) >= silence) && !now.Before(w.probeAfter) {
 		g.probe(now)
 		return now
 	}

@@ -514,6 +514,14 @@ func (g *Gateway) CandidatesChanged() {
 	g.kick()
 }
 
+// Doubt says that the gateway in use did not answer something that this package does not see, such as a question to its
+// resolver, for half a second or so: it is probed now, and left if it is dead.
+func (g *Gateway) Doubt() {
+	if !g.client.doubt.Swap(true) {
+		g.kick()
+	}
+}
+
 // SetUplink says whether the own line reaches the IPv4 and the IPv6 internet. Until the first call both count as there. When a
 // family is lost, clients are told and the offer is changed at once; when it is back, after some seconds.
 func (g *Gateway) SetUplink(four, six bool) {

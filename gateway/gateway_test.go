@@ -544,3 +544,142 @@ func TestOfferErrors(t *testing.T) {
 		t.Error("an offer with an error is in force")
 	}
 }
+
+// Names are asked of the gateway's mesh address, which this package does not see: whoever asks tells of silence.
+func TestDoubt(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		a, b, c := w.node(key(1), 5*time.Millisecond), w.node(key(3), 20*time.Millisecond), w.node(key(2), 0)
+		a.mustOffer(plain)
+		b.mustOffer(plain)
+		c.mustUse(both)
+		time.Sleep(20 * time.Minute)
+		c.Doubt()
+		time.Sleep(2 * time.Second)
+		if c.use().Gateway != a.key {
+			t.Fatal("left a gateway that answers")
+		}
+		a.kill(false)
+		c.Doubt()
+		time.Sleep(1100 * time.Millisecond)
+		if c.use().Gateway != b.key {
+			t.Errorf("still uses %s", c.use().Name)
+		}
+	})
+}
+
+// A bad way is not a dead gateway.
+func TestLossIsNotDeath(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		a, b, c := w.node(key(1), 15*time.Millisecond), w.node(key(3), 16*time.Millisecond), w.node(key(2), 0)
+		a.mustOffer(plain)
+		b.mustOffer(plain)
+		w.mu.Lock()
+		w.loss = 0.1
+		w.mu.Unlock()
+		c.mustUse(both)
+		time.Sleep(10 * time.Second)
+		for i := range uint16(3600) {
+			c.browse(web, i, time.Second)
+		}
+		if s := c.Status().Using; s.Failovers != 0 || s.Use == nil {
+			t.Errorf("%d failovers, %s", s.Failovers, s.LastReason)
+		}
+	})
+}
+
+// A family that is lost is taken from the lease, and comes back with the line.
+func TestPartOfTheLine(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		a, c := w.node(key(1), 5*time.Millisecond), w.node(key(2), 5*time.Millisecond)
+		a.mustOffer(plain)
+		a.SetUplink(true, true)
+		c.mustUse(both)
+		time.Sleep(2 * time.Second)
+		was := c.use()
+		a.SetUplink(false, true)
+		time.Sleep(time.Second)
+		if u := c.use(); u.Gateway != a.key || u.Families != IPv6|DNS || u.IPv4.IsValid() {
+			t.Fatalf("without IPv4: %+v", u)
+		}
+		if c.sendFromHost(tcp(was.IPv4, web, 1, 80, tcpSYN)) {
+			t.Error("sent to a line that is down")
+		}
+		a.SetUplink(true, true)
+		time.Sleep(10 * time.Second)
+		if u := c.use(); u.IPv4 != was.IPv4 || u.Families != was.Families {
+			t.Errorf("with IPv4 again: %+v", u)
+		}
+		// The only gateway goes and comes.
+		a.StopOffer()
+		time.Sleep(time.Second)
+		if !c.use().Gateway.IsZero() || c.use().Reason == "" {
+			t.Errorf("without an offer: %+v", c.use())
+		}
+		a.mustOffer(plain)
+		time.Sleep(7 * time.Second)
+		if c.use().IPv4 != was.IPv4 {
+			t.Errorf("with an offer again: %+v", c.use())
+		}
+	})
+}
+
+// Who raises the price loses those whose cap is below it, and tells the others.
+func TestPriceRises(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		a, c, d := w.node(key(1), 5*time.Millisecond), w.node(key(2), 5*time.Millisecond), w.node(key(3), 5*time.Millisecond)
+		a.mustOffer(plain)
+		limit := uint32(1500)
+		c.mustUse(Choice{Mode: Auto, MaxPrice: &limit})
+		d.mustUse(both)
+		time.Sleep(2 * time.Second)
+		a.mustOffer(with(plain, func(c *OfferConfig) { c.Price = 2000 }))
+		time.Sleep(2 * time.Second)
+		if !c.use().Gateway.IsZero() || d.use().Price != 2000 {
+			t.Errorf("after the price rose: %+v and %+v", c.use(), d.use())
+		}
+		if row := c.Status().Using.Candidates[0]; row.State != "unsuitable" || !strings.Contains(row.Why, "allowed") {
+			t.Errorf("told: %+v", row)
+		}
+	})
+}
+
+// Many clients and gateways at once over a lossy way: all get on, all addresses differ, and all move when half of the gateways die.
+func TestNeighbourhood(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		var gws, cs []*node
+		for i := range byte(4) {
+			gw := w.node(key(i+1), time.Duration(5+i)*time.Millisecond)
+			gw.mustOffer(plain)
+			gws = append(gws, gw)
+		}
+		w.mu.Lock()
+		w.loss = 0.03
+		w.mu.Unlock()
+		for i := range byte(40) {
+			c := w.node(key(i+10), time.Duration(i%7)*time.Millisecond)
+			c.mustUse(both)
+			cs = append(cs, c)
+		}
+		time.Sleep(10 * time.Second)
+		seen := map[netip.Addr]bool{}
+		for _, c := range cs {
+			if u := c.use(); !u.IPv4.IsValid() || seen[u.IPv4] {
+				t.Errorf("%v: %+v", c.key.ID(), u)
+			}
+			seen[c.use().IPv4] = true
+		}
+		gws[0].kill(false)
+		gws[1].kill(true)
+		for i := range uint16(30) {
+			for _, c := range cs {
+				c.sendFromHost(tcp(c.use().IPv4, web, 100+i, 443, tcpSYN))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for _, c := range cs {
+			if u := c.use(); u.Gateway != gws[2].key && u.Gateway != gws[3].key {
+				t.Errorf("%v uses %q after 3 s", c.key.ID(), u.Name)
+			}
+		}
+	})
+}
