@@ -658,6 +658,41 @@ func TestGatewayChange(t *testing.T) {
 	})
 }
 
+// TestFlushInFlight: what was asked through the old gateway is not kept for the new one.
+func TestFlushInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		zone := server("a.example. 100 IN A 198.51.100.1")
+		r, w, end := newWorld(t, Config{}, func(q *dns.Msg) *dns.Msg {
+			time.Sleep(200 * time.Millisecond)
+			return zone(q)
+		})
+		defer end()
+		var wg sync.WaitGroup
+		wg.Go(func() { ask(t, r, "a.example", dns.TypeA) })
+		time.Sleep(100 * time.Millisecond)
+		r.Flush()
+		wg.Wait()
+		before := w.count()
+		if ask(t, r, "a.example", dns.TypeA); w.count() == before {
+			t.Error("the old answer was kept")
+		}
+	})
+}
+
+// TestClosed: after Close nobody is asked, and those who ask are told so at once.
+func TestClosed(t *testing.T) {
+	r, w, end := newWorld(t, Config{}, server("a.example. 100 IN A 198.51.100.1"))
+	end()
+	if m := ask(t, r, "a.example", dns.TypeA); m.Rcode != dns.RcodeServerFailure || w.count() != 0 {
+		t.Error(show(m))
+	}
+	if err := r.SetUpstreams([]string{up2}); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	r.Flush()
+	r.Close()
+}
+
 // TestForged: an answer that does not repeat id, question and letters is not believed.
 func TestForged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

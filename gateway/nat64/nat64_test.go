@@ -393,6 +393,14 @@ func TestErrorsTo6(t *testing.T) {
 			}
 		}
 	}
+	// About a packet that somebody else has sent.
+	alien := ip4(client4, server4, 1, 0, 64, 1, 0, nil, seal(client4, server4, 1, append([]byte{3, 1, 0, 0, 0, 0, 0, 0},
+		ip4(client4.Next(), server4, 17, 0, 50, 7, 0x4000, nil, udpDatagram(nil))...)))
+	copy(alien[12:], server4.AsSlice())
+	copy(alien[16:], client4.AsSlice())
+	if got, err := x.To6(nil, alien, client6); !errors.Is(err, ErrICMP) {
+		t.Errorf("an error about somebody else's packet: %x, %v", got, err)
+	}
 	// A router that does not say how big: the next plateau below (RFC 1191).
 	big := ip4(client4, server4, 17, 0, 50, 7, 0x4000, nil, seal(client4, server4, 17, udpDatagram(make([]byte, 1472))))
 	p := ip4(server4, client4, 1, 0, 64, 1, 0, nil, seal(server4, client4, 1, append([]byte{3, 4, 0, 0, 0, 0, 0, 0}, big...)))
@@ -407,6 +415,20 @@ func TestErrorsTo6(t *testing.T) {
 	if six, err = x.To6(nil, p, client6); err != nil || six[44] != 0 || len(six) != 88+13 {
 		t.Errorf("extensions: %v, %x", err, six)
 	}
+}
+
+// TestUDPZero: a sum that comes out as zero is written as its other form, since zero means that there is none.
+func TestUDPZero(t *testing.T) {
+	x := prefix(t, "64:ff9b::/96")
+	srv, _ := x.Embed(server4)
+	d := seal(client4, server4, 17, udpDatagram([]byte{0, 0}))
+	d[8], d[9] = d[6], d[7] // now the sum over all is 0xffff
+	p := ip6(client6, srv, 17, 0, 64, seal(client6, srv, 17, d))
+	four, err := x.To4(nil, p, client4)
+	if err != nil || four[26] != 0xff || four[27] != 0xff {
+		t.Fatalf("%x, %v", four, err)
+	}
+	check(t, four)
 }
 
 // TestRefused: each reason has its error.
