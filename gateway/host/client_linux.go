@@ -149,6 +149,7 @@ func (k *Client) applyLocked(a ClientAddrs) error {
 		if addr.IsValid() {
 			r.Src = addr.AsSlice()
 		}
+		r.MTU = k.c.MTU
 		if err := k.nl.RouteReplace(r); err != nil {
 			return fmt.Errorf("make %s the default route of table %d: %w", k.c.TUN, Table, err)
 		}
@@ -267,6 +268,7 @@ func (k *Client) rules(c *nftables.Conn) error {
 	if k.c.DNSPort != 0 {
 		dns := t.chain(c, "dns", nftables.ChainTypeNAT, nftables.ChainHookOutput, -100)
 		t.rule(c, dns, mark(expr.CmpOpEq, Mark), accept())
+		t.rule(c, dns, mark(expr.CmpOpEq, tunnelMark), accept())
 		t.rule(c, dns, oif("lo"), accept())
 		t.rule(c, dns, ipv(6), dst().in(mesh), accept())
 		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
@@ -297,9 +299,15 @@ func (k *Client) writeFence(c *nftables.Conn, a ClientAddrs) {
 
 // Control marks a socket of the underlay, so that it goes out by the host's own line while a client is open. For net.Dialer and
 // net.ListenConfig. Without the right to set a mark (CAP_NET_ADMIN) there is no client either: that is no error.
-func Control(_, _ string, c syscall.RawConn) error {
+func Control(_, _ string, c syscall.RawConn) error { return setSocketMark(c, Mark) }
+
+// ControlTunnel marks a socket of the node's resolver: what it asks goes into the TUN like everything else, but is not sent back
+// to the resolver.
+func ControlTunnel(_, _ string, c syscall.RawConn) error { return setSocketMark(c, tunnelMark) }
+
+func setSocketMark(c syscall.RawConn, mark int) error {
 	var err error
-	if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark) }); cerr != nil {
+	if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) }); cerr != nil {
 		return fmt.Errorf("mark a socket: %w", cerr)
 	}
 	if err != nil && !errors.Is(err, unix.EPERM) {

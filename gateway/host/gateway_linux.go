@@ -176,7 +176,9 @@ func (g *Gateway) open() error {
 		if err := g.journal.note("", poolRoute{p, g.c.TUN}); err != nil {
 			return err
 		}
-		if err := g.nl.RouteReplace(tunRoute(p, g.tun.Attrs().Index)); err != nil {
+		r := tunRoute(p, g.tun.Attrs().Index)
+		r.MTU = g.c.MTU
+		if err := g.nl.RouteReplace(r); err != nil {
 			return fmt.Errorf("route %v into %s: %w", p, g.c.TUN, err)
 		}
 		g.routes = append(g.routes, p)

@@ -66,6 +66,8 @@ const (
 	// Mark is the fwmark of what must go out by the host's own line: the underlay's sockets, see [Control]. Its bits stay clear of those of
 	// mwan3 (0x3f00), Kubernetes (0xc000), pbr and Tailscale (0xff0000).
 	Mark = 0x77000074
+	// tunnelMark is the fwmark of the resolver's own questions, see [ControlTunnel].
+	tunnelMark = 0x77000075
 	// Table is the routing table of a client.
 	Table = 7764
 	// Priority is that of the first of a client's three rules; the others follow.
@@ -98,6 +100,7 @@ type GatewayConfig struct {
 	// Prefix6 is routed to this host by its provider; clients have addresses of it, nothing is translated. The zero value: clients come with
 	// mesh addresses and leave with the host's (NAT66).
 	Prefix6   netip.Prefix
+	MTU       int            // of packets to leases; 0: the TUN's
 	Deny      []netip.Prefix // further destinations that no client may reach; connected networks are always among them
 	Changed   func(State)    // called when the line changes, one call at a time; may be nil
 	StateFile string         // remembers what to restore after a crash; nobody else's
@@ -116,6 +119,7 @@ type ClientAddrs struct {
 type ClientConfig struct {
 	TUN       string
 	Addrs     ClientAddrs
+	MTU       int    // of packets by the default route; 0: the TUN's
 	KeepOwn   bool   // a family that the lease lacks keeps its own line; otherwise it is refused
 	DNSPort   uint16 // where the resolver listens on 127.0.0.1 and ::1, UDP and TCP; 0 leaves DNS alone
 	StateFile string // remembers what to restore after a crash; nobody else's, not the gateway's

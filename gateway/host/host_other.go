@@ -54,3 +54,6 @@ func Recover(string) error { return nil }
 
 // Control does nothing: without a client there is nothing to go round.
 func Control(_, _ string, _ syscall.RawConn) error { return nil }
+
+// ControlTunnel does nothing: without a client nothing is redirected.
+func ControlTunnel(_, _ string, _ syscall.RawConn) error { return nil }

@@ -44,6 +44,7 @@ func TestGatewayCarries(t *testing.T) {
 				w.sh(n, "cat > "+w.dir+"/rules <<'E'\n"+foreign+"E\nnft -f "+w.dir+"/rules; for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 1 > $f; done")
 			}
 			w.mesh()
+			w.ip("cl", "link set wt0 mtu 1400") // more than the gateway's, so that its clamp is needed
 			w.web("w", "198.51.100.1:8080", "[2001:db8:99::1]:8080", "192.0.2.254:8080", "[2001:db8:1::254]:8080")
 			w.web("gw", "0.0.0.0:8080", "[::]:8080")
 			w.web("la", "192.168.7.2:8080", "[fd07::2]:8080")
@@ -61,14 +62,14 @@ func TestGatewayCarries(t *testing.T) {
 
 			w.expect("cl", web4, ownGw4)
 			w.expect("cl", web6, ownGw6)
-			if got := len(w.get("cl", web4+"big")) + len(w.get("cl", web6+"big")); got != 2<<20 {
-				t.Errorf("%d bytes arrived", got)
-			}
 			for url, most := range map[string]int{web4: w.mtu - 40, web6: w.mtu - 60} {
 				var mss int
 				if fmt.Sscan(w.get("cl", url+"mss"), &mss); mss == 0 || mss > most {
 					t.Errorf("%s sends segments of %d bytes, %d fit", url, mss, most)
 				}
+			}
+			if got := len(w.get("cl", web4+"big")) + len(w.get("cl", web6+"big")); got != 2<<20 {
+				t.Errorf("%d bytes arrived", got)
 			}
 			// The mesh is as it was.
 			w.expect("cl", "http://["+meshGw+"]:8080/", meshCl)
@@ -89,11 +90,19 @@ func TestGatewayCarries(t *testing.T) {
 			w.expect("w", "http://192.168.7.2:8080/", "")
 			w.expect("w", "http://[fd07::2]:8080/", "")
 			w.expect("w", "http://"+lease4+":9090/", "")
+			// Answers would not find back anyway: count what was stopped at the door.
+			w.drops("gw", "forward", "@closed4")
+			if noForce {
+				w.drops("gw", "forward", "iifgroup")
+			} else {
+				w.drops("gw", "forward", "@closed6")
+			}
 			// Sources without a lease do not get out.
 			w.ip("cl", "addr add 100.78.0.1/32 dev wt0")
 			if got := w.get("cl", web4, "--interface", "100.78.0.1", "--connect-timeout", "0.5"); got != "" {
 				t.Errorf("a source without a lease is seen as %s", got)
 			}
+			w.drops("gw", "prerouting", "ip saddr != "+poolText)
 			w.ip("cl", "addr del 100.78.0.1/32 dev wt0")
 			// The host's own network works as before.
 			w.expect("gw", web4, ownGw4)
@@ -115,6 +124,17 @@ func TestGatewayCarries(t *testing.T) {
 			}
 		})
 	}
+}
+
+// drops asserts that a rule of the gateway has dropped something.
+func (w *world) drops(node, chain, rule string) {
+	w.t.Helper()
+	for _, l := range strings.Split(w.sh(node, "nft list chain inet weft-gw-wt0 "+chain), "\n") {
+		if strings.Contains(l, rule) && strings.HasSuffix(l, "drop") && !strings.Contains(l, "packets 0") {
+			return
+		}
+	}
+	w.t.Errorf("no packet was dropped by %q in %s", rule, chain)
 }
 
 // TestRouterStaysRouter: what the owner lets pass passes on.
@@ -493,12 +513,24 @@ func TestTwoGateways(t *testing.T) {
 				w.expect("la", web4, "")
 				w.expect("la", web6, "")
 			}
+			carries := func() {
+				t.Helper()
+				six := "eth0/force_forwarding"
+				if noForce {
+					six = "all/forwarding"
+				}
+				if got := w.sh("gw", "cd /proc/sys/net; cat ipv4/conf/eth0/forwarding ipv6/conf/"+six); got != "1\n1\n" {
+					t.Errorf("forwarding is %q", got)
+				}
+			}
 			ga, gb := w.open("gw", a), w.open("gw", b)
 			check()
 			gb.close()
+			carries()
 			check()
 			gb = w.open("gw", b)
 			ga.close()
+			carries() // for the other one
 			ga = w.open("gw", a)
 			check()
 			gb.kill()
