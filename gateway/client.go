@@ -23,6 +23,7 @@ const (
 
 	askTries  = 4 // a request goes out after 0, 250, 750 and 1750 ms, and is given up after 3.75 s
 	askFirst  = 250 * time.Millisecond
+	askStale  = 10                     // times that a grant may be ahead of the offer that is known, a second apart
 	askSecond = 300 * time.Millisecond // how long a better gateway that was asked too is waited for
 
 	silence    = 700 * time.Millisecond // packets went out and nothing came
@@ -185,6 +186,7 @@ type held struct {
 	grant   message
 	offer   Families // of the offer when it was granted
 	until   time.Time
+	stale   int // grants that went beyond the offer, since one that did not
 	ended   int // times that the gateway said it had no lease, since the last grant
 
 	rtt     time.Duration // smoothed; 0: not measured
@@ -306,11 +308,11 @@ func (c *Choice) suits(x *Candidate) string {
 }
 
 // absurd says what is wrong with a grant, "" when it can be believed.
-func (c *Choice) absurd(x *Candidate, m *message, self ident.PublicKey) string {
+func (c *Choice) absurd(x *Candidate, m *message) string {
 	f := m.families
 	switch {
-	case f&^c.Want != 0 || f&^x.Offer.Families != 0:
-		return fmt.Sprintf("it grants %v where %v was asked for and %v offered", f, c.Want, x.Offer.Families)
+	case f&^c.Want != 0:
+		return fmt.Sprintf("it grants %v where %v was asked for", f, c.Want)
 	case !f.four() && !f.six():
 		return "it grants no way to the internet"
 	case (f&IPv4 != 0) != m.v4.IsValid():
@@ -331,8 +333,6 @@ func (c *Choice) absurd(x *Candidate, m *message, self ident.PublicKey) string {
 		return fmt.Sprintf("the MTU %d is not from %d to %d", m.mtu, minMTU, maxMTU)
 	case m.lifetime < uint32(minLifetime/time.Second) || m.lifetime > uint32(maxLifetime/time.Second):
 		return fmt.Sprintf("a lease of %d s is not from %v to %v", m.lifetime, minLifetime, maxLifetime)
-	case m.price > x.Offer.Price:
-		return fmt.Sprintf("it asks for %s and has offered %s", FormatPrice(m.price), FormatPrice(x.Offer.Price))
 	case c.MaxPrice != nil && uint64(m.price)+uint64(x.PathPrice) > uint64(*c.MaxPrice):
 		return fmt.Sprintf("%s is more than allowed", FormatPrice(m.price))
 	}
@@ -340,6 +340,17 @@ func (c *Choice) absurd(x *Candidate, m *message, self ident.PublicKey) string {
 		if a != x.Key.Addr() && !x.Key.Subnet().Contains(a) {
 			return fmt.Sprintf("the DNS server %v is not the gateway's", a)
 		}
+	}
+	return ""
+}
+
+// ahead says what of a grant goes beyond the offer, "" when nothing does. It may be that the news of an offer is on its way.
+func ahead(x *Candidate, m *message) string {
+	switch {
+	case m.families&^x.Offer.Families != 0:
+		return fmt.Sprintf("it grants %v where %v was offered", m.families, x.Offer.Families)
+	case m.price > x.Offer.Price:
+		return fmt.Sprintf("it asks for %s and has offered %s", FormatPrice(m.price), FormatPrice(x.Offer.Price))
 	}
 	return ""
 }
@@ -791,14 +802,22 @@ func (g *Gateway) fromGateway(peer ident.PublicKey, m *message, now time.Time) {
 		if h.id == 0 || m.id != h.id {
 			return
 		}
-		if why := c.choice.absurd(&h.c, m, g.cfg.Self); why != "" {
+		why := c.choice.absurd(&h.c, m)
+		if why == "" {
+			if why = ahead(&h.c, m); why != "" && h.stale < askStale {
+				h.stale++
+				h.id, h.tries, h.next = 0, 0, now.Add(time.Second)
+				return
+			}
+		}
+		if why != "" {
 			h.granted = true // so that it is released
 			g.cfg.Log.Warn("gateway made no sense", "gateway", peer, "why", why)
 			g.leave(h, now, why, 10*time.Minute, false)
 			break
 		}
 		first := !h.granted
-		h.granted, h.grant, h.offer, h.id, h.tries, h.ended = true, *m, h.c.Offer.Families, 0, 0, 0
+		h.granted, h.grant, h.offer, h.id, h.tries, h.ended, h.stale = true, *m, h.c.Offer.Families, 0, 0, 0, 0
 		life := time.Duration(m.lifetime) * time.Second
 		h.until, h.next = now.Add(life), now.Add(life/2)
 		if first {

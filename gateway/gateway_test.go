@@ -302,7 +302,7 @@ func TestHostileGateway(t *testing.T) {
 				b.mustOffer(plain)
 				time.Sleep(time.Second)
 				c.mustUse(both)
-				time.Sleep(10 * time.Second)
+				time.Sleep(20 * time.Second)
 				if c.use().Gateway != b.key {
 					t.Fatalf("uses %+v", c.use())
 				}
@@ -632,10 +632,14 @@ func TestPriceRises(t *testing.T) {
 		c.mustUse(Choice{Mode: Auto, MaxPrice: &limit})
 		d.mustUse(both)
 		time.Sleep(2 * time.Second)
+		a.set(func() { a.slow = 3 * time.Second }) // the lease protocol is faster than the news
 		a.mustOffer(with(plain, func(c *OfferConfig) { c.Price = 2000 }))
-		time.Sleep(2 * time.Second)
+		time.Sleep(6 * time.Second)
 		if !c.use().Gateway.IsZero() || d.use().Price != 2000 {
 			t.Errorf("after the price rose: %+v and %+v", c.use(), d.use())
+		}
+		if s := d.Status().Using; s.Failovers != 0 {
+			t.Errorf("who pays was cut off: %s", s.LastReason)
 		}
 		if row := c.Status().Using.Candidates[0]; row.State != "unsuitable" || !strings.Contains(row.Why, "allowed") {
 			t.Errorf("told: %+v", row)

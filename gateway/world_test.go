@@ -60,6 +60,7 @@ type node struct {
 	host    [][]byte // written to its device
 	price   uint32
 	members func(ident.PublicKey) Tier
+	slow    time.Duration // until others hear of its offer
 }
 
 func newWorld(t *testing.T) *world {
@@ -104,6 +105,10 @@ func (n *node) start() {
 			n.uses, n.useAt = append(n.uses, u), append(n.useAt, time.Now())
 		},
 		Announce: func(b []byte) {
+			n.mu.Lock()
+			slow := n.slow
+			n.mu.Unlock()
+			time.Sleep(slow)
 			n.mu.Lock()
 			n.offer = b
 			n.mu.Unlock()
