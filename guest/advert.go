@@ -64,7 +64,9 @@ func (a *advert) appendTo(b []byte) []byte {
 	b = append(b, icmpAdvertisement, 0, 0, 0, 64, 0) // hop limit 64; neither managed nor other configuration: no DHCPv6
 	b = be.AppendUint16(b, uint16(secs(a.router)))
 	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0) // reachable and retransmission time: the host's own
-	b = append(append(b, 1, 1), a.mac[:]...)
+	if a.mac != (MAC{}) {
+		b = append(append(b, 1, 1), a.mac[:]...)
+	}
 	if a.mtu > 0 {
 		b = be.AppendUint32(append(b, 5, 1, 0, 0), uint32(a.mtu))
 	}

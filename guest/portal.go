@@ -161,6 +161,7 @@ func (p *portal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // led answers what was meant for someone else, or for nobody: probes of the devices that may stay get the answer they hope
 // for, everything else is shown the way to the page.
 func (p *portal) led(w http.ResponseWriter, r *http.Request, who, here netip.Addr) {
+	w.Header().Set("Connection", "close") // or the browser would go on asking us on it after it was let in
 	if status, typ, body, ok := probeAnswer(r.URL.Path); ok && status != 0 && r.Method != http.MethodPost {
 		if c, err := p.desk.visit(who); err == nil && (c.Stay || c.State == StateAllowed) {
 			if typ != "" {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,6 +27,7 @@ import (
 const (
 	probeTime  = 3 * time.Second  // how long other DHCP servers may take to answer
 	probeAgain = 10 * time.Minute // when there was one
+	mendEvery  = 5                // seconds between looks at addresses and settings
 )
 
 // Serve serves guests until ctx ends, and takes back what it has changed: addresses, kernel settings, the table. It needs root.
@@ -53,9 +55,9 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 		return err
 	}
 	undo = append(undo, kernel.close)
-	back, err := prepare(cfg, link)
-	undo = append(undo, back...)
-	if err != nil {
+	sys := &host{cfg: cfg, link: link, known: map[netip.Prefix]bool{}}
+	undo = append(undo, sys.restore)
+	if err := sys.apply(); err != nil {
 		return err
 	}
 	handed := newLeases(cfg, filepath.Join(cfg.StateDir, "leases.json"))
@@ -84,7 +86,7 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 			cancel()
 			return errors.Join(err, eg.Wait())
 		}
-		g.serveAdverts(ctx, eg, conn, MAC(attrs.HardwareAddr), attrs.Index)
+		g.serveAdverts(ctx, eg, conn, attrs.Index)
 	}
 	if cfg.Range.IsValid() && cfg.DHCP != DHCPOff {
 		eg.Go(func() error { return g.serveDHCP(ctx, attrs.Index, MAC(attrs.HardwareAddr), handed, leaseFile) })
@@ -98,6 +100,11 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 			case <-ctx.Done():
 				return handed.flush()
 			case <-t.C:
+			}
+			if n%mendEvery == 0 {
+				if err := sys.apply(); err != nil && ctx.Err() == nil {
+					return err // to be started again: all sockets are bound to what was
+				}
 			}
 			err := g.desk.tick()
 			if n%10 == 0 {
@@ -115,96 +122,140 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 
 func (g *Guests) setDHCP(s string) { g.dhcp.Store(&s) }
 
-// prepare gives the interface our addresses and lets the kernel forward. It returns how to take that back.
-func prepare(cfg *Config, link netlink.Link) (undo []func() error, err error) {
-	name := link.Attrs().Name
-	if link.Attrs().Flags&net.FlagUp == 0 {
+// host is what this room changes on the system beside the table.
+type host struct {
+	cfg   *Config
+	link  netlink.Link
+	undo  []func() error
+	known map[netip.Prefix]bool // addresses that were looked after once
+}
+
+// apply gives the interface our addresses and lets the kernel forward. It is called again every few seconds, because interfaces
+// come, go and are configured anew by others while we serve.
+func (h *host) apply() error {
+	cfg, name := h.cfg, h.link.Attrs().Name
+	link, err := netlink.LinkByName(name)
+	if err != nil || link.Attrs().Index != h.link.Attrs().Index {
+		return fmt.Errorf("the guests' interface %s was removed or made anew", name)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 && len(h.known) == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
-			return nil, fmt.Errorf("switch %s on: %w", name, err)
+			return fmt.Errorf("switch %s on: %w", name, err)
 		}
-	}
-	set := func(path, value string) error {
-		file := "/proc/sys/net/" + path
-		old, err := os.ReadFile(file)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", file, err)
-		}
-		was := strings.TrimSpace(string(old))
-		if was == value {
-			return nil
-		}
-		if err := os.WriteFile(file, []byte(value), 0); err != nil {
-			return fmt.Errorf("write %s: %w", file, err)
-		}
-		undo = append(undo, func() error {
-			if now, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(now)) != value {
-				return nil // gone, or somebody else's now
-			}
-			return os.WriteFile(file, []byte(was), 0)
-		})
-		return nil
-	}
-	add := func(p netip.Prefix) error {
-		a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-		if p.Addr().Is6() {
-			a.Flags = unix.IFA_F_NODAD // it is ours by right, and the page listens on it at once
-		}
-		err := netlink.AddrAdd(link, a)
-		if errors.Is(err, fs.ErrExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("give %s the address %s: %w", name, p, err)
-		}
-		undo = append(undo, func() error {
-			if err := netlink.AddrDel(link, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("take the address %s from %s: %w", p, name, err)
-			}
-			return nil
-		})
-		return nil
 	}
 	if cfg.Range.IsValid() {
-		if err := add(netip.PrefixFrom(cfg.Addr4(), cfg.Range.Bits())); err != nil {
-			return undo, err
+		if err := h.addr(netip.PrefixFrom(cfg.Addr4(), cfg.Range.Bits())); err != nil {
+			return err
 		}
 		// Per interface: the host's other interfaces forward no more than before. Replies come in by those that lead out.
 		for _, dev := range append([]string{name}, cfg.Out...) {
-			if err := set("ipv4/conf/"+dev+"/forwarding", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return undo, err
+			if err := h.sysctl("ipv4/conf/"+dev+"/forwarding", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
 			}
 		}
 	}
-	if cfg.Prefix.IsValid() {
-		// A forwarding host takes no addresses by advertisements unless it is told to (accept_ra 2): what did must go on.
-		const all = "ipv6/conf/all/forwarding"
-		if b, err := os.ReadFile("/proc/sys/net/" + all); err == nil && strings.TrimSpace(string(b)) == "0" {
-			devs, err := os.ReadDir("/proc/sys/net/ipv6/conf")
-			if err != nil {
-				return undo, err
-			}
-			for _, d := range devs {
-				file := "ipv6/conf/" + d.Name() + "/accept_ra"
-				if b, err := os.ReadFile("/proc/sys/net/" + file); err == nil && strings.TrimSpace(string(b)) == "1" && d.Name() != "all" && d.Name() != name {
-					if err := set(file, "2"); err != nil {
-						return undo, err
-					}
+	if !cfg.Prefix.IsValid() {
+		return nil
+	}
+	// A forwarding host takes no addresses by advertisements unless it is told to (accept_ra 2): what did must go on.
+	const all = "ipv6/conf/all/forwarding"
+	if readSysctl(all) == "0" {
+		devs, err := os.ReadDir("/proc/sys/net/ipv6/conf")
+		if err != nil {
+			return err
+		}
+		for _, d := range devs {
+			file := "ipv6/conf/" + d.Name() + "/accept_ra"
+			if d.Name() != "all" && d.Name() != name && readSysctl(file) == "1" {
+				if err := h.sysctl(file, "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
 				}
 			}
 		}
-		for _, f := range []string{all, "ipv6/conf/" + name + "/forwarding"} {
-			if err := set(f, "1"); err != nil {
-				return undo, err
-			}
-		}
-		if err := set("ipv6/conf/"+name+"/accept_ra", "0"); err != nil { // a guest shall not advertise to us
-			return undo, err
-		}
-		if err := add(netip.PrefixFrom(cfg.Addr6(), 64)); err != nil {
-			return undo, err
+	}
+	for _, s := range [][2]string{{all, "1"}, {"ipv6/conf/" + name + "/forwarding", "1"}, {"ipv6/conf/" + name + "/accept_ra", "0"}} { // a guest shall not advertise to us
+		if err := h.sysctl(s[0], s[1]); err != nil {
+			return err
 		}
 	}
-	return undo, nil
+	// Advertisements must come from a link-local address (RFC 4861 section 6.1.2); whoever empties the interface takes it too.
+	have, err := netlink.AddrList(link, unix.AF_INET6)
+	if err != nil {
+		return fmt.Errorf("list the addresses of %s: %w", name, err)
+	}
+	if !slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) {
+		if err := h.addr(netip.PrefixFrom(linkLocal(MAC(link.Attrs().HardwareAddr)), 64)); err != nil {
+			return err
+		}
+	}
+	return h.addr(netip.PrefixFrom(cfg.Addr6(), 64))
+}
+
+// linkLocal is the address that a MAC address makes (RFC 4291 appendix A).
+func linkLocal(m MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}
+
+func readSysctl(path string) string {
+	b, err := os.ReadFile("/proc/sys/net/" + path)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// sysctl writes a kernel setting if it is another, and remembers what it was.
+func (h *host) sysctl(path, value string) error {
+	file := "/proc/sys/net/" + path
+	old, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	was := strings.TrimSpace(string(old))
+	if was == value {
+		return nil
+	}
+	if err := os.WriteFile(file, []byte(value), 0); err != nil {
+		return fmt.Errorf("write %s: %w", file, err)
+	}
+	h.undo = append(h.undo, func() error {
+		if readSysctl(path) != value {
+			return nil // gone, or somebody else's now
+		}
+		return os.WriteFile(file, []byte(was), 0)
+	})
+	return nil
+}
+
+// addr gives the interface an address; one that it has already is not ours to take away.
+func (h *host) addr(p netip.Prefix) error {
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD // it is ours by right, and the page listens on it at once
+	}
+	err := netlink.AddrAdd(h.link, a)
+	exists := errors.Is(err, fs.ErrExist)
+	if err != nil && !exists {
+		return fmt.Errorf("give %s the address %s: %w", h.link.Attrs().Name, p, err)
+	}
+	if !h.known[p] && !exists {
+		h.undo = append(h.undo, func() error {
+			if err := netlink.AddrDel(h.link, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+				return fmt.Errorf("take the address %s from %s: %w", p, h.link.Attrs().Name, err)
+			}
+			return nil
+		})
+	}
+	h.known[p] = true
+	return nil
+}
+
+// restore takes everything back, the last first.
+func (h *host) restore() (err error) {
+	for i := len(h.undo) - 1; i >= 0; i-- {
+		err = errors.Join(err, h.undo[i]())
+	}
+	return err
 }
 
 // servePortal listens on our addresses, and on nothing else.
@@ -297,7 +348,11 @@ func bindTo(ifname string) func(network, address string, c syscall.RawConn) erro
 }
 
 // advert is what is true at the moment.
-func (g *Guests) advert(mac MAC, last bool) []byte {
+func (g *Guests) advert(index int, last bool) []byte {
+	var mac MAC
+	if ifi, err := net.InterfaceByIndex(index); err == nil && len(ifi.HardwareAddr) == 6 {
+		mac = MAC(ifi.HardwareAddr) // asked each time: a bridge's changes with its ports
+	}
 	_, up6 := g.uplink()
 	a := advert{mac: mac, prefix: g.cfg.Prefix, dns: g.cfg.Addr6(), domain: g.cfg.Domain, mtu: g.cfg.MTU, portal: g.cfg.apiURL(), last: last}
 	if up6 {
@@ -309,10 +364,10 @@ func (g *Guests) advert(mac MAC, last bool) []byte {
 	return a.appendTo(nil)
 }
 
-func (g *Guests) serveAdverts(ctx context.Context, eg *errgroup.Group, conn *ipv6.PacketConn, mac MAC, index int) {
+func (g *Guests) serveAdverts(ctx context.Context, eg *errgroup.Group, conn *ipv6.PacketConn, index int) {
 	solicit := make(chan netip.Addr, 16)
 	stopped := make(chan struct{})
-	a := &advertiser{log: g.cfg.Log, solicit: solicit, change: g.change, make: func(last bool) []byte { return g.advert(mac, last) },
+	a := &advertiser{log: g.cfg.Log, solicit: solicit, change: g.change, make: func(last bool) []byte { return g.advert(index, last) },
 		send: func(b []byte, to netip.Addr) error {
 			_, err := conn.WriteTo(b, &ipv6.ControlMessage{IfIndex: index, HopLimit: 255}, &net.IPAddr{IP: to.AsSlice(), Zone: g.cfg.Interface})
 			return err

@@ -541,6 +541,13 @@ func testGuests(t *testing.T, how DHCP) {
 		t.Errorf("HTTPS of one that stays: %s", st)
 	}
 
+	// Somebody configures the interface anew: what it lost comes back.
+	in(t, nsRouter, "ip", "addr", "flush", "dev", guestIf, "scope", "global")
+	eventually(t, "the page is back", func() bool {
+		st, _, _ := curl(t, "http://10.99.8.1/")
+		return st == "200"
+	})
+
 	// A wrong and a right code.
 	var v Voucher
 	r.ask("create 60 3000000", &v)
@@ -569,6 +576,9 @@ func testGuests(t *testing.T, how DHCP) {
 		t.Errorf("the API with a voucher: %s %s", st, body)
 	}
 
+	if testing.Verbose() {
+		t.Log(in(t, nsRouter, "nft", "list", "table", "inet", "weft-guest-br-guest"))
+	}
 	// Two thirds of the quota; counted in both directions.
 	if st, _, body := curl(t, "http://203.0.113.5/big/2000000"); st != "200" || len(body) != 2000000 {
 		t.Errorf("a download: %s, %d bytes", st, len(body))
@@ -691,6 +701,11 @@ func TestPortalWithCertificate(t *testing.T) {
 			if _, _, body := curl(t, append(secure, "-d", "code="+v.Code, "https://portal.weft/voucher")...); !strings.Contains(body, "in use on other devices") {
 				t.Errorf("a voucher for one device on a second one: %s", body)
 			}
+
+			in(t, nsRouter, "ip", "addr", "flush", "dev", guestIf)
+			eventually(t, "the address that advertisements come from is back", func() bool {
+				return strings.Contains(in(t, nsRouter, "ip", "addr", "show", "dev", guestIf, "scope", "link"), "fe80::")
+			})
 
 			b, _ := json.Marshal(spec)
 			second := start(t, nsRouter, "router", "GST_CONFIG="+string(b))
