@@ -88,6 +88,9 @@ func (s *shared) node(name string, uid int, conf string) {
 	if _, err := s.AddNode(name); err != nil {
 		s.t.Fatal(err)
 	}
+	if err := s.SetResolver(name, noResolver); err != nil {
+		s.t.Fatal(err)
+	}
 	text := fmt.Sprintf("version = 1\nname = %q\n%s", name, conf)
 	if uid == 0 {
 		text += fmt.Sprintf("\n[tun]\nname = %q\n", Interface)
@@ -137,9 +140,6 @@ func (s *shared) browser(node string) browser {
 	}
 	b := browser{t: s.t, ctx: s.ctx, w: s.World, node: node}
 	if n.uid == 0 {
-		if err := s.SetResolver(node, noResolver); err != nil {
-			s.t.Fatal(err)
-		}
 		return b
 	}
 	st, err := s.Status(s.ctx, node)
