@@ -17,7 +17,8 @@ const (
 	destPackets   = 20               // of one session in a window, to count at all
 	destWeight    = 256 << 10        // billed bytes of one session that count at most
 	ratioBad      = 900
-	worthKnowing  = 50 // permille lost on the last mile from which on it is remembered
+	mostRatio     = 1500 // more than all arrives when what was late in one window comes in the next: the average needs both
+	worthKnowing  = 50   // permille lost on the last mile from which on it is remembered
 
 	noPenalty   = 1000
 	leastFactor = 1250
@@ -48,9 +49,12 @@ type neighbour struct {
 	window   map[ident.NodeID]tally
 	started  time.Time // of the window; zero when nothing was sent
 	ratio    int       // moving average; 0 when nothing is known
-	previous int       // the window before
-	bad      int       // windows in a row
-	history  uint8     // of windows, newest lowest: 1 was bad
+	previous int       // the window before, judged
+	pending  int       // the newest window, not judged yet; 0 is none
+	spare    int       // by how much more than all arrived in the window before it
+	suspects map[ident.NodeID]int
+	bad      int   // windows in a row
+	history  uint8 // of windows, newest lowest: 1 was bad
 	good     int
 	sent     Count // for life of the process, as compared
 	arrived  Count
@@ -133,9 +137,9 @@ func (d *delivery) close(id ident.NodeID, loss int, now time.Time) {
 	}
 	enough := all.sent.Packets >= ratioPackets
 	type share struct {
-		dest          ident.NodeID
-		raw, fair     int // delivered; and with what is known to be lost elsewhere put back
-		weight, total uint64
+		dest      ident.NodeID
+		raw, fair int // delivered; and with what is known to be lost elsewhere put back
+		weight    uint64
 	}
 	var shares []share
 	var total uint64
@@ -144,8 +148,8 @@ func (d *delivery) close(id ident.NodeID, loss int, now time.Time) {
 			continue
 		}
 		s := share{dest: dest, raw: permille(t.recv.Billed(), t.sent.Billed()), weight: min(t.sent.Billed(), destWeight)}
-		s.raw = min(1000, s.raw*1000/max(1000-loss, 100))
-		s.fair = min(1000, s.raw*1000/d.expected(id, dest, s.raw, now))
+		s.raw = min(mostRatio, s.raw*1000/max(1000-loss, 100))
+		s.fair = min(mostRatio, s.raw*1000/d.expected(id, dest, s.raw, now))
 		shares, total = append(shares, s), total+s.weight
 	}
 	n.started = now
@@ -166,37 +170,62 @@ func (d *delivery) close(id ident.NodeID, loss int, now time.Time) {
 			break
 		}
 	}
+	suspects := map[ident.NodeID]int{}
+	for _, s := range shares {
+		if s.fair < ratioBad && len(suspects) < maxEvidence {
+			suspects[s.dest] = s.raw
+		}
+	}
+	// The window before is judged now: what was late in it has come in this one, and what came early in the one before it.
+	judged, known := n.pending, n.pending > 0
+	if judged < 1000 {
+		judged = min(judged+n.spare, 1000)
+		late := min(1000-judged, max(ratio-1000, 0))
+		judged, ratio, n.spare = judged+late, ratio-late, 0
+	} else {
+		judged, n.spare = 1000, judged-1000
+	}
+	before := n.suspects
+	n.pending, n.suspects = max(ratio, 1), suspects
+	if known {
+		n.judge(judged, before, now)
+	}
+}
+
+// judge takes the ratio of one window into what is held of the neighbour. suspects are the destinations that got little, and how much.
+func (n *neighbour) judge(ratio int, suspects map[ident.NodeID]int, now time.Time) {
 	if n.ratio == 0 {
 		n.ratio = noPenalty
 	}
 	n.ratio = (n.ratio + ratio) / 2
+	previous := n.previous
+	n.previous = ratio
 	n.history <<= 1
 	if ratio >= ratioBad {
-		n.bad, n.good, n.previous = 0, n.good+1, ratio
+		n.bad, n.good = 0, n.good+1
 		return
 	}
 	n.bad++
 	n.history |= 1
-	if bits.OnesCount8(n.history&0x0f) >= 2 && n.ratio < ratioBad { // two of four: dropping every other window pays no better
-		worst := max((ratio+n.previous)/2, 1)
-		factor := min(max(1_000_000_000/(worst*worst), leastFactor), mostFactor)
-		if n.factor == noPenalty || n.good >= 5 {
-			n.offences, n.offended = min(n.offences+1, mostOffences), now
-		} else if n.bad%2 == 0 {
-			factor = max(factor, min(2*n.factor, mostFactor)) // it did not help: what goes there still gets lost
-		}
-		n.factor, n.good = max(n.factor, factor), 0
-		n.healedAt = now
-		if n.evidence == nil {
-			n.evidence = map[ident.NodeID]*evidence{}
-		}
-		for _, s := range shares {
-			if s.fair < ratioBad && (n.evidence[s.dest] != nil || len(n.evidence) < maxEvidence) {
-				n.evidence[s.dest] = &evidence{ratio: s.raw}
-			}
+	if bits.OnesCount8(n.history&0x0f) < 2 || n.ratio >= ratioBad { // two of four: dropping every other window pays no better
+		return
+	}
+	worst := max((ratio+previous)/2, 1)
+	factor := min(max(1_000_000_000/(worst*worst), leastFactor), mostFactor)
+	if n.factor == noPenalty || n.good >= 5 {
+		n.offences, n.offended = min(n.offences+1, mostOffences), now
+	} else if n.bad%2 == 0 {
+		factor = max(factor, min(2*n.factor, mostFactor)) // it did not help: what goes there still gets lost
+	}
+	n.factor, n.good, n.healedAt = max(n.factor, factor), 0, now
+	if n.evidence == nil {
+		n.evidence = map[ident.NodeID]*evidence{}
+	}
+	for dest, raw := range suspects {
+		if n.evidence[dest] != nil || len(n.evidence) < maxEvidence {
+			n.evidence[dest] = &evidence{ratio: raw}
 		}
 	}
-	n.previous = ratio
 }
 
 // expected is what may be hoped to arrive at dest through neighbour id when raw did, seeing what other ways deliver; and it draws
@@ -231,6 +260,7 @@ func (d *delivery) expected(id, dest ident.NodeID, raw int, now time.Time) int {
 		delete(n.evidence, dest)
 		if len(n.evidence) == 0 {
 			n.factor, n.ratio, n.bad, n.history, n.offences = noPenalty, noPenalty, 0, 0, max(n.offences-1, 0)
+			n.pending, n.suspects = 0, nil
 		}
 	}
 	return max(hope, 1)
@@ -275,10 +305,7 @@ type penalty struct {
 	permille  int
 }
 
-// permille is how much of whole part is, at most 1000.
+// permille is how much of whole part is, at most mostRatio.
 func permille(part, whole uint64) int {
-	if part >= whole {
-		return 1000
-	}
-	return int(part * 1000 / whole)
+	return int(min(part*1000/max(whole, 1), mostRatio))
 }

@@ -30,7 +30,7 @@ func TestHonest(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			virtual(t, func(t *testing.T, w *world) {
 				gw, user := w.node("gateway"), w.node("user")
-				w.loss = func(_, _, _ *node) int { return c.loss }
+				w.lose(func(_, _, _ *node) int { return c.loss })
 				w.flow(2*time.Minute, browse(gw, user))
 				time.Sleep(30 * time.Second)
 				g, u := gw.total(user).Outside, user.total(gw).Outside
@@ -43,15 +43,15 @@ func TestHonest(t *testing.T) {
 				if g.Sent.Packets != 2400*down || c.loss == 0 && g.Delivered != g.Sent {
 					t.Errorf("gateway sent %+v, delivered %+v", g.Sent, g.Delivered)
 				}
-				if len(gw.events)+len(user.events) > 0 {
-					t.Errorf("events %v %v", gw.events, user.events)
+				if len(gw.seen())+len(user.seen()) > 0 {
+					t.Errorf("events %v %v", gw.seen(), user.seen())
 				}
-				if per := gw.beacons; per > 2*120*4 {
+				if per := gw.sentBeacons(); per > 2*120*4 {
 					t.Errorf("%d beacons in two minutes", per)
 				}
-				before := gw.beacons + user.beacons
+				before := gw.sentBeacons() + user.sentBeacons()
 				time.Sleep(time.Hour)
-				if n := gw.beacons + user.beacons - before; n != 0 {
+				if n := gw.sentBeacons() + user.sentBeacons() - before; n != 0 {
 					t.Errorf("%d beacons while idle", n)
 				}
 			})
@@ -65,16 +65,16 @@ func TestLastBeaconLost(t *testing.T) {
 		a, b := w.node("a"), w.node("b")
 		for range 20 {
 			a.send(b, Mesh, 7, 300)
-			w.loss = func(_, _, _ *node) int { return 500 }
+			w.lose(func(_, _, _ *node) int { return 500 })
 			time.Sleep(2 * time.Minute)
-			w.loss = func(_, _, _ *node) int { return 0 }
+			w.lose(func(_, _, _ *node) int { return 0 })
 		}
 		a.send(b, Mesh, 7, 300)
 		time.Sleep(time.Minute)
 		if x, y := a.total(b).Mesh, b.total(a).Mesh; x.Delivered != y.Confirmed || x.Delivered.Packets != 21*7 {
 			t.Errorf("a %+v, b %+v", x, y)
 		}
-		if per := a.beacons + b.beacons; per > 21*12 {
+		if per := a.sentBeacons() + b.sentBeacons(); per > 21*12 {
 			t.Errorf("%d beacons for 21 small exchanges", per)
 		}
 	})
@@ -98,8 +98,8 @@ func TestRebootCleanly(t *testing.T) {
 				if g.Sent != want || u.Recv != want || g.Delivered != want || u.Confirmed != want {
 					t.Errorf("want %v; gateway %+v, user %+v", want, g, u)
 				}
-				if len(gw.events)+len(user.events) > 0 {
-					t.Errorf("events %v %v", gw.events, user.events)
+				if len(gw.seen())+len(user.seen()) > 0 {
+					t.Errorf("events %v %v", gw.seen(), user.seen())
 				}
 			})
 		})
@@ -125,7 +125,7 @@ func TestRebootInFullFlight(t *testing.T) {
 		if lack := g.Sent.Packets - g.Delivered.Packets; lack > 4*2*second {
 			t.Errorf("%d packets forgiven, %d a second flow", lack, second)
 		}
-		for _, e := range append(gw.events, user.events...) {
+		for _, e := range append(gw.seen(), user.seen()...) {
 			t.Errorf("event %+v", e)
 		}
 	})
@@ -147,7 +147,7 @@ func TestRestartInOneProcess(t *testing.T) {
 		if got, want := a.total(b).Outside.Sent.Packets, uint64(3*100*down); got != want {
 			t.Errorf("sent %d, want %d", got, want)
 		}
-		n := a.m.View().Neighbours
+		n := a.meter().View().Neighbours
 		if len(n) != 1 || len(n[0].Classes) != 3 || n[0].Classes[1].Recv != (Count{15, 1500}) || n[0].Classes[2].Sent != (Count{1, 1}) {
 			t.Errorf("neighbours %+v", n)
 		}
@@ -159,7 +159,7 @@ func TestView(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {
 		gw, user := w.node("gateway"), w.node("user")
 		w.flow(20*time.Second, browse(gw, user))
-		v := gw.m.View()
+		v := gw.meter().View()
 		if len(v.Sessions) != 1 || v.Sessions[0].Peer != user.key || v.Sessions[0].Kind != Outside {
 			t.Fatalf("sessions %+v", v.Sessions)
 		}
@@ -177,7 +177,7 @@ func TestView(t *testing.T) {
 			t.Errorf("store: %+v", v)
 		}
 		time.Sleep(20 * time.Second)
-		if s := gw.m.View().Sessions[0]; s.Out.Rate != 0 || s.Out.Rate10 != 0 {
+		if s := gw.meter().View().Sessions[0]; s.Out.Rate != 0 || s.Out.Rate10 != 0 {
 			t.Errorf("rates after the end: %+v", s)
 		}
 	})

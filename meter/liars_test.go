@@ -212,7 +212,7 @@ func TestLiars(t *testing.T) {
 					honest, liar = user, gw
 				}
 				start := time.Now()
-				liar.mangle = c.lie(start)
+				liar.lie(c.lie(start))
 				var seen time.Duration
 				w.flow(minutes*time.Minute, func() {
 					browse(gw, user)()
@@ -224,17 +224,17 @@ func TestLiars(t *testing.T) {
 						}
 					}
 				})
-				if c.within == 0 && len(honest.events) > 0 {
-					t.Errorf("seen: %+v", honest.events)
+				if c.within == 0 && len(honest.seen()) > 0 {
+					t.Errorf("seen: %+v", honest.seen())
 				}
 				if c.within > 0 && (seen == 0 || seen > c.within) {
-					t.Errorf("seen after %v, want within %v; events %+v", seen, c.within, honest.events)
+					t.Errorf("seen after %v, want within %v; events %+v", seen, c.within, honest.seen())
 				}
 				if gap, reason := honest.gap(liar, Outside, c.dir); gap != (c.within > 0) || gap && reason != c.reason {
 					t.Errorf("after all: gap %v, %v", gap, reason)
 				}
-				if n := len(honest.events); n > 4 {
-					t.Errorf("%d events: %+v", n, honest.events)
+				if n := len(honest.seen()); n > 4 {
+					t.Errorf("%d events: %+v", n, honest.seen())
 				}
 				time.Sleep(time.Minute)
 				if c.check != nil {
@@ -247,7 +247,7 @@ func TestLiars(t *testing.T) {
 				}
 
 				// A liar that mends its ways is believed again after good windows, and not before.
-				liar.mangle = nil
+				liar.lie(nil)
 				liar.reboot() // true counters after false ones go back, but in a new epoch
 				w.flow(3*time.Minute, browse(gw, user))
 				if gap, reason := honest.gap(liar, Outside, c.dir); gap {
@@ -268,25 +268,25 @@ func TestReplayedBeacon(t *testing.T) {
 			old := append([][]byte(nil), user.lastSent...)
 			user.mu.Unlock()
 			for _, b := range old[:max(len(old)-1, 0)] {
-				gw.m.Handle(user.key, b)
+				gw.meter().Handle(user.key, b)
 			}
 		})
 		time.Sleep(10 * time.Second)
 		g, u := gw.total(user).Outside, user.total(gw).Outside
-		if len(gw.events) > 0 || g.Delivered != u.Recv || g.Confirmed != u.Sent {
-			t.Errorf("events %v, gateway %+v, user %+v", gw.events, g, u)
+		if len(gw.seen()) > 0 || g.Delivered != u.Recv || g.Confirmed != u.Sent {
+			t.Errorf("events %v, gateway %+v, user %+v", gw.seen(), g, u)
 		}
-		if s := gw.m.View().Sessions[0]; s.Stale == 0 {
+		if s := gw.meter().View().Sessions[0]; s.Stale == 0 {
 			t.Error("replayed beacons are not counted")
 		}
 		// Nor do those of a life that is over.
 		before := user.lastSent[len(user.lastSent)-1]
 		user.reboot()
-		w.flow(30*time.Second, func() { browse(gw, user)(); gw.m.Handle(user.key, before) })
+		w.flow(30*time.Second, func() { browse(gw, user)(); gw.meter().Handle(user.key, before) })
 		time.Sleep(10 * time.Second)
 		g2, u2 := gw.total(user).Outside, user.total(gw).Outside
-		if len(gw.events) > 0 || g2.Delivered != u2.Recv || g2.Confirmed != u2.Sent {
-			t.Errorf("after a reboot: events %v, gateway %+v, user %+v", gw.events, g2, u2)
+		if len(gw.seen()) > 0 || g2.Delivered != u2.Recv || g2.Confirmed != u2.Sent {
+			t.Errorf("after a reboot: events %v, gateway %+v, user %+v", gw.seen(), g2, u2)
 		}
 	})
 }
@@ -297,14 +297,14 @@ func TestAskingForever(t *testing.T) {
 		a, b := w.node("a"), w.node("b")
 		a.send(b, Mesh, 10, size)
 		time.Sleep(time.Minute)
-		before := b.beacons
+		before := b.sentBeacons()
 		for seq := range uint32(3600) {
 			ask := Beacon{Kind: Mesh, Ask: true, Seq: 1000 + seq, Epoch: a.sessions[b.key].Epoch, Sent: Count{10, 10 * size}}
 			p, _ := ask.AppendTo(nil)
-			b.m.Handle(a.key, p)
+			b.meter().Handle(a.key, p)
 			time.Sleep(time.Second)
 		}
-		if n := b.beacons - before; n == 0 || n > idleReplies {
+		if n := b.sentBeacons() - before; n == 0 || n > idleReplies {
 			t.Errorf("%d beacons in an idle hour", n)
 		}
 	})
@@ -314,10 +314,10 @@ func TestAskingForever(t *testing.T) {
 func TestVerdictOutlivesSession(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {
 		gw, user := w.node("gateway"), w.node("user")
-		user.mangle = func(b *Beacon) bool {
+		user.lie(func(b *Beacon) bool {
 			b.Recv, b.EchoRecv = Count{b.Recv.Packets / 2, b.Recv.Bytes / 2}, Count{b.EchoRecv.Packets / 2, b.EchoRecv.Bytes / 2}
 			return true
-		}
+		})
 		for range 5 {
 			w.flow(15*time.Second, browse(gw, user)) // shorter than two windows
 			time.Sleep(2 * time.Second)
@@ -328,8 +328,8 @@ func TestVerdictOutlivesSession(t *testing.T) {
 			}
 			time.Sleep(2 * time.Second)
 		}
-		if len(gw.events) != 1 || !gw.events[0].Gap || gw.events[0].Reason != Lossy {
-			t.Errorf("events %+v", gw.events)
+		if len(gw.seen()) != 1 || !gw.seen()[0].Gap || gw.seen()[0].Reason != Lossy {
+			t.Errorf("events %+v", gw.seen())
 		}
 	})
 }
@@ -338,7 +338,7 @@ func TestVerdictOutlivesSession(t *testing.T) {
 func TestBillsMeet(t *testing.T) {
 	virtual(t, func(t *testing.T, w *world) {
 		gw, user := w.node("gateway"), w.node("user")
-		w.loss = func(_, _, _ *node) int { return 20 }
+		w.lose(func(_, _, _ *node) int { return 20 })
 		w.flow(2*time.Minute, browse(gw, user))
 		time.Sleep(30 * time.Second)
 		if asked, payable := billable(gw, user); asked != payable {

@@ -94,7 +94,7 @@ func (m *Meter) View() View {
 		n := of(id)
 		n.Penalty = d.factor
 		if d.ratio > 0 {
-			n.Delivered = d.ratio
+			n.Delivered = min(d.ratio, 1000)
 		}
 	}
 	use := map[ident.PublicKey]*PeerUse{}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -25,11 +26,14 @@ func TestMain(m *testing.M) {
 // world is some nodes with real meters, and between them sessions that lose and delay packets and beacons alike, in virtual time.
 type world struct {
 	t     *testing.T
-	rng   *rand.Rand
 	delay time.Duration
-	// loss is the permille lost of what from sends to to by way of via.
-	loss  func(from, to, via *node) int
+	step  time.Duration
 	nodes []*node
+
+	mu  sync.Mutex // taken before a node's
+	rng *rand.Rand
+	// loss is the permille lost of what from sends to to by way of via.
+	loss func(from, to, via *node) int
 }
 
 type node struct {
@@ -38,12 +42,11 @@ type node struct {
 	key  ident.PublicKey
 	id   ident.NodeID
 	dir  string
-	m    *Meter
 	stop func()
 
-	mangle func(b *Beacon) bool // what a liar makes of its beacons; false: it sends none
-
 	mu        sync.Mutex
+	m         *Meter
+	mangle    func(b *Beacon) bool // what a liar makes of its beacons; false: it sends none
 	sessions  map[ident.PublicKey]*SessionReading
 	links     []LinkReading
 	events    []Event
@@ -56,7 +59,7 @@ type node struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, rng: rand.New(rand.NewPCG(1, 2)), delay: 20 * time.Millisecond, loss: func(_, _, _ *node) int { return 0 }}
+	return &world{t: t, rng: rand.New(rand.NewPCG(1, 2)), delay: 20 * time.Millisecond, step: 50 * time.Millisecond, loss: func(_, _, _ *node) int { return 0 }}
 }
 
 func (w *world) key(name string) ident.PublicKey {
@@ -125,21 +128,22 @@ func (n *node) start() {
 			return n.links
 		},
 		Send: func(p ident.PublicKey, payload []byte) error {
+			n.mu.Lock()
 			if b, err := DecodeBeacon(payload); err != nil {
 				n.w.t.Errorf("%s sends what is no beacon: %v", n.name, err)
 			} else if n.mangle != nil {
 				if !n.mangle(&b) {
+					n.mu.Unlock()
 					return nil
 				}
 				payload, _ = b.AppendTo(nil)
 			}
-			n.mu.Lock()
 			n.beacons++
 			n.lastSent = append(n.lastSent[max(len(n.lastSent)-7, 0):], payload)
 			n.mu.Unlock()
 			to := n.w.find(p)
 			if n.lost(to, 1) == 0 {
-				time.AfterFunc(n.w.delay, func() { to.m.Handle(n.key, payload) })
+				time.AfterFunc(n.w.delay, func() { to.meter().Handle(n.key, payload) })
 			}
 			return nil
 		},
@@ -171,8 +175,47 @@ func (n *node) start() {
 			n.w.t.Errorf("%s: %v", n.name, err)
 		}
 	}()
+	n.mu.Lock()
 	n.m = m
+	n.mu.Unlock()
 	n.stop = func() { cancel(); <-done }
+}
+
+func (n *node) meter() *Meter {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.m
+}
+
+// seen is what Notify was called with, and toldOf what Penalise was.
+func (n *node) seen() []Event {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.events)
+}
+
+func (n *node) toldOf() []penalty {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.told)
+}
+
+func (n *node) sentBeacons() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.beacons
+}
+
+func (n *node) lie(f func(*Beacon) bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.mangle = f
+}
+
+func (w *world) lose(f func(from, to, via *node) int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.loss = f
 }
 
 func (w *world) end() {
@@ -191,8 +234,14 @@ func (n *node) way(to *node) *node {
 
 // lost draws how many of packets are lost on the way.
 func (n *node) lost(to *node, packets int) (lost uint64) {
-	p := n.w.loss(n, to, n.way(to))
+	via := n.way(to)
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	p := n.w.loss(n, to, via)
 	for range packets {
+		if p == 0 {
+			break
+		}
 		if n.w.rng.IntN(1000) < p {
 			lost++
 		}
@@ -203,7 +252,7 @@ func (n *node) lost(to *node, packets int) (lost uint64) {
 func (n *node) session(to *node) *SessionReading {
 	s := n.sessions[to.key]
 	if s == nil {
-		s = &SessionReading{Peer: to.key, Epoch: n.w.rng.Uint64()}
+		s = &SessionReading{Peer: to.key, Epoch: rand.Uint64()}
 		n.sessions[to.key] = s
 	}
 	return s
@@ -231,9 +280,9 @@ func (n *node) send(to *node, k Kind, packets int, size uint64) {
 	})
 }
 
-// flow sends for d, rate packets of 1000 bytes a second each way.
+// flow calls each, a step apart, for d.
 func (w *world) flow(d time.Duration, each func()) {
-	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(w.step) {
 		each()
 	}
 }
@@ -249,7 +298,7 @@ func (n *node) reboot() {
 
 func (n *node) total(of *node) PeerTotals {
 	n.w.t.Helper()
-	t, err := n.m.Commit(time.Now())
+	t, err := n.meter().Commit(time.Now())
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
@@ -257,7 +306,7 @@ func (n *node) total(of *node) PeerTotals {
 }
 
 func (n *node) gap(of *node, k Kind, d Direction) (bool, Reason) {
-	for _, s := range n.m.View().Sessions {
+	for _, s := range n.meter().View().Sessions {
 		if s.Peer == of.key && s.Kind == k {
 			return [...]DirectionView{s.Out, s.In}[d].Gap, [...]DirectionView{s.Out, s.In}[d].Reason
 		}
