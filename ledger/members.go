@@ -54,14 +54,18 @@ type Member struct {
 	Founder   bool              // from the first block on: rules on the length of membership do not count
 	Grant     int64             // a credit limit of its own, by vote; -1: that of the class
 	Joined    int64             // seconds since 1970
-	Changed   int64             // of State
-	Until     int64             // end of a suspension; 0: none but by a vote
+	Changed   int64             // of State: time …
+	Height    int64             // … and block
+	Until     int64             // end of a suspension
 	Flags     uint8             // Flag…
 	Delegates []ident.PublicKey // may propose and vote for it
 	Vouched   uint32            // vouches given since VouchedAt
 	VouchedAt int64
 	Open      uint32 // own proposals that are open
-	Proxies   uint32 // members whose vote it has by delegation, see delegate
+	Quiet     int64  // no new key by vouches before this time: the present one has objected
+	Aid       int64  // on the solidarity tier until then
+	Terms     uint32 // as treasurer, in a row
+	TermEnd   int64  // of the last of them
 }
 
 // FlagDoubleSigned marks the operator of a validator that signed two blocks at one height.
@@ -79,13 +83,17 @@ func (m *Member) Fields(c *tx.Coder) {
 	c.I64(&m.Grant)
 	c.I64(&m.Joined)
 	c.I64(&m.Changed)
+	c.I64(&m.Height)
 	c.I64(&m.Until)
 	c.U8(&m.Flags)
 	tx.List(c, &m.Delegates, 8, func(c *tx.Coder, k *ident.PublicKey) { c.Key(k) })
 	c.U32(&m.Vouched)
 	c.I64(&m.VouchedAt)
 	c.U32(&m.Open)
-	c.U32(&m.Proxies)
+	c.I64(&m.Quiet)
+	c.I64(&m.Aid)
+	c.U32(&m.Terms)
+	c.I64(&m.TermEnd)
 }
 
 // Limit is the credit that the bylaws grant the member now: nothing to who is not active.
@@ -189,7 +197,7 @@ func (c *call) enroll(m Member) Member {
 	r := c.register()
 	r.Last++
 	r.Active++
-	m.ID, m.State, m.Joined, m.Changed = r.Last, Active, c.Time, c.Time
+	m.ID, m.State, m.Joined, m.Changed, m.Height = r.Last, Active, c.Time, c.Time, c.Height
 	c.save(keyRegister, &r)
 	c.save(key(kindKey, m.Key), &keyRole{Member: m.ID, Role: roleMember})
 	c.saveMember(&m)
