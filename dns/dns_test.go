@@ -916,6 +916,33 @@ func TestAuthentic(t *testing.T) {
 	}
 }
 
+// TestDNSSEC: who sets DO gets signatures, who does not gets none, and neither gets what the other's cache holds.
+func TestDNSSEC(t *testing.T) {
+	sig, err := dns.NewRR("www.example. 100 IN RRSIG A 13 2 100 20300101000000 20200101000000 1 example. AAAA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	zone := server("www.example. 100 IN A 198.51.100.1")
+	r, w, end := newWorld(t, Config{}, func(q *dns.Msg) *dns.Msg {
+		m := zone(q)
+		m.Answer = append(m.Answer, sig)
+		m.SetEdns0(1232, q.IsEdns0().Do())
+		return m
+	})
+	defer end()
+	for range 2 {
+		if m := ask(t, r, "www.example", dns.TypeA); len(m.Answer) != 1 || m.IsEdns0().Do() {
+			t.Error(show(m))
+		}
+		if m := ask(t, r, "www.example", dns.TypeA, func(m *dns.Msg) { m.IsEdns0().SetDo() }); len(m.Answer) != 2 || !m.IsEdns0().Do() {
+			t.Error(show(m))
+		}
+	}
+	if w.count() != 2 {
+		t.Errorf("asked %d times, want 2", w.count())
+	}
+}
+
 // TestRecurse: strangers may ask for names of the mesh only.
 func TestRecurse(t *testing.T) {
 	cfg := mesh

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/dns"
@@ -33,6 +34,7 @@ const (
 	longestRest  = time.Minute
 	patience     = 2 * time.Second // with servers over TLS, before plain ones are asked
 	maxForged    = 8               // answers to other questions, after which TCP is the way
+	maxWaiting   = 64              // questions on one connection
 	padTo        = 128
 )
 
@@ -384,7 +386,7 @@ func (u *upstream) stats(now time.Time) UpstreamStats {
 func (u *upstream) question(k key, edns bool) *dns.Msg {
 	m := &dns.Msg{MsgHdr: dns.MsgHdr{Id: uint16(rand.Uint32()), RecursionDesired: true, CheckingDisabled: k.cd, AuthenticatedData: true}}
 	m.Question = []dns.Question{{Name: k.name, Qtype: k.qtype, Qclass: dns.ClassINET}}
-	if !u.encrypted() {
+	if u.scheme == "udp" {
 		m.Question[0].Name = mixCase(k.name)
 	}
 	if !edns {
@@ -511,21 +513,19 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-// overStream asks over TCP or TLS, on a connection that is kept. One that was kept may have been closed by the server just
-// now: then a new one is made.
+// overStream asks over TCP or TLS, on a connection that is kept. Servers close these when they like, some after a number of
+// questions, and what was asked just then is asked again on a new one: as long as connections bring answers at all.
 func (u *upstream) overStream(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
-	s, reused, err := u.getStream(ctx)
-	if err != nil {
-		return nil, err
+	for try := 1; ; try++ {
+		s, reused, err := u.getStream(ctx)
+		if err != nil {
+			return nil, err
+		}
+		m, err := s.ask(ctx, q)
+		if err == nil || ctx.Err() != nil || try == maxAttempts || s.alive() || !reused && !s.useful.Load() {
+			return m, err
+		}
 	}
-	m, err := s.ask(ctx, q)
-	if err == nil || !reused || s.alive() || ctx.Err() != nil {
-		return m, err
-	}
-	if s, _, err = u.getStream(ctx); err != nil {
-		return nil, err
-	}
-	return s.ask(ctx, q)
 }
 
 // getStream returns the connection that there is, or makes one. Others who want one in the meantime wait for it.
@@ -613,6 +613,9 @@ type stream struct {
 	c    net.Conn
 	done chan struct{} // closed when the reader has ended
 
+	useful atomic.Bool   // it has brought an answer
+	slots  chan struct{} // one for each question that waits: servers hang up on who asks too much at once
+
 	wmu sync.Mutex // one message is written at a time
 
 	mu      sync.Mutex
@@ -621,7 +624,7 @@ type stream struct {
 }
 
 func newStream(c net.Conn) *stream {
-	s := &stream{c: c, done: make(chan struct{}), waiting: map[uint16]chan<- *dns.Msg{}}
+	s := &stream{c: c, done: make(chan struct{}), waiting: map[uint16]chan<- *dns.Msg{}, slots: make(chan struct{}, maxWaiting)}
 	c.SetReadDeadline(time.Now().Add(idleStream))
 	go s.read()
 	return s
@@ -666,6 +669,7 @@ func (s *stream) read() {
 		delete(s.waiting, m.Id)
 		s.mu.Unlock()
 		if w != nil {
+			s.useful.Store(true)
 			w <- m
 		}
 	}
@@ -673,6 +677,12 @@ func (s *stream) read() {
 
 // ask sends q under an id of this stream and waits for the answer.
 func (s *stream) ask(ctx context.Context, q *dns.Msg) (*dns.Msg, error) {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	answer := make(chan *dns.Msg, 1)
 	q = q.Copy()
 	s.mu.Lock()

@@ -5,6 +5,10 @@
 // that the gateway has anyway (the kernel's, or gateway/exit) does the rest. gateway owns the table and calls [Prefix.To4]
 // for what clients send into the prefix and [Prefix.To6] for what comes back; dns uses [Prefix] alone, to make addresses.
 //
+// Packets with offloads cross too: a super-packet (GSO) as the one packet that it looks like, with the same segment size, and
+// one whose transport checksum is partial when the caller puts the pseudo-header sum into the result anew
+// (tun.SetPartial).
+//
 // The package starts no goroutine, opens no socket, has no clock ([Table.Tick] brings the time) and allocates nothing per
 // packet. Everything may be called from any goroutine. Packets are as strangers sent them: what is malformed, or what
 // must not be translated, is an error and never a panic.

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+
+	"weft/tun"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -512,6 +514,29 @@ func TestRefused(t *testing.T) {
 	if _, err := (Prefix{}).To6(nil, four(server4, 64, 0, nil, dgram), client6); err == nil {
 		t.Error("the zero prefix translates")
 	}
+}
+
+// TestOffload: a super-packet with a partial checksum crosses both ways.
+func TestOffload(t *testing.T) {
+	x := prefix(t, "64:ff9b::/96")
+	srv, _ := x.Embed(server4)
+	p := ip6(client6, srv, 6, 0, 64, seal(client6, srv, 6, tcpSegment(make([]byte, 60000))))
+	want, err := x.To4(nil, p, client4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tun.SetPartial(p)
+	four, err := x.To4(nil, p, client4)
+	if err != nil || !tun.SetPartial(four) {
+		t.Fatal(err)
+	}
+	if partial := bytes.Clone(want); !tun.SetPartial(partial) || !bytes.Equal(four, partial) {
+		t.Error("another packet with a partial checksum than without")
+	}
+	if !tun.FinishChecksum(four) || !bytes.Equal(four, want) {
+		t.Error("the checksum does not come out right")
+	}
+	check(t, four)
 }
 
 func TestNoAllocations(t *testing.T) {
