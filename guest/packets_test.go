@@ -155,6 +155,17 @@ func TestAdvertiser(t *testing.T) {
 		}
 
 		log = nil
+		for range 120 { // 12 seconds of asking
+			solicit <- netip.IPv6Unspecified()
+			change <- struct{}{}
+			time.Sleep(100 * time.Millisecond)
+		}
+		synctest.Wait()
+		if n := len(log); n < 3 || n > 5 {
+			t.Errorf("%d multicasts in 12 s", n)
+		}
+
+		log = nil
 		stop()
 		<-done
 		if len(log) != 1 || !log[0].last {

@@ -305,11 +305,11 @@ func (s *Vouchers) List() []Voucher {
 	return slices.Clone(s.all)
 }
 
-// Get returns the voucher with this ID.
+// Get returns the voucher with this ID, or else with this code. [Vouchers.Revoke] and [Vouchers.Renew] find one the same way.
 func (s *Vouchers) Get(id string) (Voucher, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if i := s.indexLocked(id); i >= 0 {
+	if i := s.findLocked(id); i >= 0 {
 		return s.all[i], true
 	}
 	return Voucher{}, false
@@ -319,11 +319,19 @@ func (s *Vouchers) indexLocked(id string) int {
 	return slices.IndexFunc(s.all, func(v Voucher) bool { return v.ID == id })
 }
 
+func (s *Vouchers) findLocked(id string) int {
+	if i := s.indexLocked(id); i >= 0 {
+		return i
+	}
+	code := plainCode(id)
+	return slices.IndexFunc(s.all, func(v Voucher) bool { return code != "" && plainCode(v.Code) == code })
+}
+
 // change edits one voucher and saves.
 func (s *Vouchers) change(id string, edit func(*Voucher) error) (Voucher, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	i := s.indexLocked(id)
+	i := s.findLocked(id)
 	if i < 0 {
 		return Voucher{}, fmt.Errorf("there is no voucher %q: `weft voucher list` shows those that are", id)
 	}

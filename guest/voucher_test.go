@@ -106,7 +106,7 @@ func TestRedeem(t *testing.T) {
 	if got, err = s.Redeem(v.Code, MAC{4}); err != nil || got.Ends().Sub(c.now()) != 5*time.Minute {
 		t.Errorf("after a renewal: %v %+v", err, got)
 	}
-	if _, err := s.Revoke(v.ID); err != nil {
+	if _, err := s.Revoke(v.Code); err != nil { // an owner reads it from a slip of paper
 		t.Fatal(err)
 	}
 	if _, err = s.Redeem(v.Code, MAC{4}); !errors.Is(err, ErrVoucherOver) {
