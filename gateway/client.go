@@ -136,6 +136,7 @@ type inUse struct {
 	nat64   mask
 	has64   bool
 	since   time.Time
+	speed   [2]speed // down and up, guarded by Gateway.mu
 
 	idle       atomic.Bool   // the watcher sleeps: wake it
 	sent       atomic.Uint64 // packets that make an answer likely

@@ -13,7 +13,7 @@
 //
 // FromHost and FromPeer may be called from many goroutines at once; they never block and allocate nothing, except that what
 // has to wait is copied. All else happens in Serve, which runs until its context ends and has waited for its goroutines
-// then; callbacks come from it, one at a time, with no lock held. Every method is safe for concurrent use.
+// then; Changed and Announce come from it, one at a time, with no lock held. Every method is safe for concurrent use.
 package gateway
 
 import (
@@ -113,6 +113,19 @@ type Gateway struct {
 type translator struct {
 	prefix nat64.Prefix
 	table  *nat64.Table
+	mtu    uint16        // of what goes to clients
+	id     atomic.Uint32 // of fragments
+}
+
+// speed is a rate of bytes, looked at once a second and smoothed.
+type speed struct {
+	last, perSecond uint64
+}
+
+func (s *speed) look(bytes, seconds uint64) {
+	now := (bytes - s.last) / max(seconds, 1)
+	s.last = bytes
+	s.perSecond = (s.perSecond + now) / 2
 }
 
 // uplink is the state of the own line.
@@ -426,8 +439,8 @@ func (g *Gateway) Offer(c OfferConfig) error {
 	}
 	var tr *translator
 	if c.NAT64.IsValid() {
-		if tr = g.table64.Load(); tr == nil || tr.prefix.Prefix() != c.NAT64 || g.offer == nil || g.offer.Pool != c.Pool {
-			tr = &translator{}
+		if tr = g.table64.Load(); tr == nil || tr.prefix.Prefix() != c.NAT64 || tr.mtu != c.MTU || g.offer == nil || g.offer.Pool != c.Pool {
+			tr = &translator{mtu: c.MTU}
 			if tr.prefix, err = nat64.NewPrefix(c.NAT64); err != nil {
 				return err
 			}
@@ -713,12 +726,18 @@ func (g *Gateway) endLease(l *lease, now time.Time) {
 func (g *Gateway) serverStep(now time.Time) (next time.Time) {
 	next = now.Add(time.Second)
 	sec := uint32(now.Sub(g.start)/time.Second) + 1
-	if g.sec.Load() != sec { // once a second
+	if past := sec - g.sec.Load(); past != 0 { // once a second
 		g.sec.Store(sec)
 		for _, l := range g.leases.all() {
+			l.speed[0].look(l.bytesDown.Load(), uint64(past))
+			l.speed[1].look(l.bytesUp.Load(), uint64(past))
 			if now.After(l.until) {
 				g.endLease(l, now)
 			}
+		}
+		if u := g.client.use.Load(); u != nil {
+			u.speed[0].look(u.bytesDown.Load(), uint64(past))
+			u.speed[1].look(u.bytesUp.Load(), uint64(past))
 		}
 		if tr := g.table64.Load(); tr != nil {
 			tr.table.Tick(now)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -424,6 +425,15 @@ func TestNAT64(t *testing.T) {
 		if src, dst, _ := ends(c.packets()[0]); src.netip() != to || dst.netip() != c.key.Addr() {
 			t.Errorf("came back from %v to %v", src.netip(), dst.netip())
 		}
+		// What is too long and may be cut is cut.
+		in := udp(web, netip.AddrFrom4([4]byte(gw.packets()[0][12:16])), 53, 1000, 1400)
+		tun.FinishChecksum(in)
+		binary.BigEndian.PutUint16(in[10:], ^tun.Sum(in[:20], 0))
+		gw.sendFromHost(in)
+		time.Sleep(time.Second)
+		if got := c.packets(); len(got) != 3 || got[1][6] != protoFragment || got[2][6] != protoFragment || len(got[1]) > 1280 || len(got[2]) > 1280 {
+			t.Errorf("a long packet came as %d: %v", len(got)-1, gw.Status().Refused)
+		}
 		bad, _ := p.Embed(lan)
 		before := len(gw.packets())
 		c.sendFromHost(udp(c.key.Addr(), bad, 1000, 53, 40))
@@ -482,6 +492,9 @@ func TestSuperPacketsAreCut(t *testing.T) {
 			t.Fatal("not held back")
 		}
 		time.Sleep(time.Second)
+		if s := gw.Status().Offering.Clients[0]; s.DownRate < 10_000 || s.DownRate > 40_028 {
+			t.Errorf("a rate of %d bytes/s", s.DownRate)
+		}
 		n := 0
 		for _, p := range c.packets() {
 			n += len(p) - 28

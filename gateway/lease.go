@@ -69,6 +69,7 @@ type lease struct {
 	key      ident.PublicKey
 	from     time.Time
 	until    time.Time // guarded by Gateway.mu
+	speed    [2]speed  // down and up; the same
 	v4       netip.Addr
 	v6       netip.Prefix
 	own      addr   // the client's mesh address

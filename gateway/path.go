@@ -214,6 +214,17 @@ func (g *Gateway) toClient6(tr *translator, l *lease, p *tun.Packet, v6 addr) {
 		l.bytesDown.Add(uint64(len(b)))
 		l.packetsDown.Add(1)
 		g.down.bytes.Add(uint64(len(b)))
+		if len(b) > int(tr.mtu) && ip[6]&0x40 == 0 { // cutting is allowed (RFC 7915 section 4.1)
+			err := nat64.Fragment(b, int(tr.mtu), tr.id.Add(1), make([]byte, tr.mtu), func(piece []byte) error {
+				g.down.push(l.share, t.weight, l.key, piece, 0, false)
+				return nil
+			})
+			g.down.put(it)
+			if err != nil {
+				g.refuse(l, malformed)
+			}
+			return
+		}
 		it.peer, it.pkt = l.key, tun.Packet{Data: b}
 		g.down.shaper.Submit(l.share, t.weight, len(b), it)
 	}

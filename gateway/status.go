@@ -48,6 +48,8 @@ type Client struct {
 	Limits   Limits            `json:"limits"`
 	Down     uint64            `json:"down_bytes"`
 	Up       uint64            `json:"up_bytes"`
+	DownRate uint64            `json:"down_rate"` // bytes/s of late
+	UpRate   uint64            `json:"up_rate"`
 	Flows    int               `json:"flows"`
 	Refused  map[string]uint64 `json:"refused,omitempty"`
 }
@@ -60,6 +62,8 @@ type Using struct {
 	Since      time.Time      `json:"since,omitzero"`
 	Down       uint64         `json:"down_bytes"`
 	Up         uint64         `json:"up_bytes"`
+	DownRate   uint64         `json:"down_rate"` // bytes/s of late
+	UpRate     uint64         `json:"up_rate"`
 	Standby    string         `json:"standby,omitempty"` // name or node id
 	Candidates []CandidateRow `json:"candidates"`
 	Failovers  uint64         `json:"failovers"` // gateways that were left because they had to be
@@ -95,7 +99,7 @@ func (g *Gateway) describe(l *lease, sec uint32) Client {
 	t := l.tier.Load()
 	c := Client{
 		Key: l.key, Tier: t.name, Member: t.member, FreeTier: t.free, Weight: t.weight, Families: Families(l.families.Load()), IPv4: l.v4, IPv6: l.v6,
-		From: l.from, Until: l.until, Limits: t.limits, Down: l.bytesDown.Load(), Up: l.bytesUp.Load(), Refused: map[string]uint64{},
+		From: l.from, Until: l.until, DownRate: l.speed[0].perSecond, UpRate: l.speed[1].perSecond, Limits: t.limits, Down: l.bytesDown.Load(), Up: l.bytesUp.Load(), Refused: map[string]uint64{},
 	}
 	if g.cfg.Name != nil {
 		c.Name = g.cfg.Name(l.key)
@@ -161,6 +165,7 @@ func (g *Gateway) using(o *Using, now time.Time) {
 	if u := c.use.Load(); u != nil {
 		said := c.said
 		o.Use, o.Since, o.Down, o.Up = &said, u.since, u.bytesDown.Load(), u.bytesUp.Load()
+		o.DownRate, o.UpRate = u.speed[0].perSecond, u.speed[1].perSecond
 	}
 	if h := c.standby(); h != nil && h.granted && h != c.active {
 		o.Standby = nameOf(&h.c)
