@@ -479,34 +479,43 @@ func TestGatewayFlood(t *testing.T) {
 			} else if _, err := s.Exec(s.ctx, "isp", "tc", "qdisc", "del", "dev", up.Link.end("isp").Interface, "root"); err != nil {
 				t.Fatal(err)
 			}
+			ping := func(count int) PingReport {
+				t.Helper()
+				p, err := s.StartPing("anna", WebAddr4, 25*time.Millisecond, count)
+				if err != nil {
+					t.Fatal(err)
+				}
+				r, err := p.Wait(s.ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r
+			}
+			quiet := ping(40)
 			var g errgroup.Group
 			for _, f := range c.flows {
 				g.Go(f)
 			}
 			wait(s.ctx, 1500*time.Millisecond) // connected and at full speed
-			rx0, tx0 := s.counted("gw", up.Interface)
 			begin := time.Now()
-			p, err := s.StartPing("anna", WebAddr4, 25*time.Millisecond, 150)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r, err := p.Wait(s.ctx)
+			down, _ := s.counted("ben", Interface) // what the gateway let through, down to ben and up from him
+			_, sent := s.counted("gw", up.Interface)
+			r := ping(150)
+			down1, _ := s.counted("ben", Interface)
+			_, sent1 := s.counted("gw", up.Interface)
 			took := time.Since(begin).Seconds()
-			rx1, tx1 := s.counted("gw", up.Interface)
-			if flowErr := g.Wait(); flowErr != nil {
-				t.Log("the flood says: ", flowErr) // it may have drowned itself
+			if err := g.Wait(); err != nil {
+				t.Log("the flood says: ", err) // it may have drowned itself
 			}
-			if err != nil {
-				t.Fatal(err)
+			downRate, upRate := float64(down1-down)*8/took/1e6, float64(sent1-sent)*8/took/1e6
+			t.Logf("quiet: ping median %v, p95 %v, max %v", quiet.Median, quiet.P95, quiet.Max)
+			t.Logf("flood of %.1f Mbit/s down, %.1f up: ping median %v, p95 %v, p99 %v, max %v, %d of %d", downRate, upRate, r.Median, r.P95, r.P99, r.Max, r.Received, r.Sent)
+			if downRate < 12 || upRate < 12 || downRate > 22 || upRate > 22 {
+				t.Errorf("a gateway of 20 Mbit/s carried %.1f down and %.1f up", downRate, upRate)
 			}
-			down, sent := float64(rx1-rx0)*8/took/1e6, float64(tx1-tx0)*8/took/1e6
-			t.Logf("%.1f Mbit/s down, %.1f up; ping median %v, p95 %v, p99 %v, max %v, %d of %d", down, sent, r.Median, r.P95, r.P99, r.Max, r.Received, r.Sent)
-			if down < 14 || sent < 14 || down > 24 || sent > 24 {
-				t.Errorf("a gateway of 20 Mbit/s carried %.1f down and %.1f up", down, sent)
-			}
-			// The hundredth ping that took longer says that the machine was busy.
-			if r.Median > 30*time.Millisecond || r.P95 > 30*time.Millisecond {
-				t.Errorf("anna's ping took %v, p95 %v; want ≤ 30 ms", r.Median, r.P95)
+			// How late a busy machine is by itself, the quiet pings have shown; and one ping of twenty may show it again.
+			if r.Median > 30*time.Millisecond || r.P95 > 30*time.Millisecond+quiet.P95 {
+				t.Errorf("anna's ping took %v, p95 %v; want ≤ 30 ms, and a p95 of no more than %v above", r.Median, r.P95, quiet.P95)
 			}
 			if r.Received < 145 {
 				t.Errorf("%d of 150 pings came back", r.Received)
@@ -606,11 +615,13 @@ func TestMetersAgree(t *testing.T) {
 	if soak() {
 		size = 1e9
 	}
-	for i, back := range []bool{true, false} {
+	var moved [2]uint64 // up and down, by TCP: the meters see it and what it takes to move it
+	for i, back := range []bool{false, true} {
 		f, err := s.Iperf(s.ctx, FlowSpec{From: "anna", To: "speed", Addr: SpeedAddr4, Bytes: size / 2, Time: time.Minute, Port: 5201 + i, Back: back, Extra: []string{"-P", "8"}})
 		if err != nil {
 			t.Fatal(err)
 		}
+		moved[i] = uint64(f.Bytes)
 		t.Logf("%.0f MB at %.0f Mbit/s (download: %v)", float64(f.Bytes)/1e6, f.BitsPerSecond/1e6, back)
 	}
 	wait(s.ctx, 2500*time.Millisecond) // the last beacons
@@ -622,14 +633,15 @@ func TestMetersAgree(t *testing.T) {
 	}
 	for _, c := range []struct {
 		what               string
+		moved              uint64
 		sent, received     uint64 // as each end counts by itself
 		senders, receivers uint64 // what each says that both agree on
 	}{
-		{"down", g.Total.SentBytes, a.Total.RecvBytes, g.Agreed.SentBytes, a.Agreed.RecvBytes},
-		{"up", a.Total.SentBytes, g.Total.RecvBytes, a.Agreed.SentBytes, g.Agreed.RecvBytes},
+		{"down", moved[1], g.Total.SentBytes, a.Total.RecvBytes, g.Agreed.SentBytes, a.Agreed.RecvBytes},
+		{"up", moved[0], a.Total.SentBytes, g.Total.RecvBytes, a.Agreed.SentBytes, g.Agreed.RecvBytes},
 	} {
-		if c.received < uint64(size)/2 {
-			t.Errorf("%s: only %d bytes were counted of more than %d", c.what, c.received, size/2)
+		if c.received < c.moved || c.moved < uint64(size)/3 {
+			t.Errorf("%s: only %d bytes were counted of more than %d", c.what, c.received, c.moved)
 		}
 		if c.received > c.sent || float64(c.sent-c.received) > 0.05*float64(c.sent) {
 			t.Errorf("%s: %d bytes were sent and %d arrived: further apart than a loss of 2 %% explains", c.what, c.sent, c.received)
