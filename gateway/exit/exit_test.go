@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -86,7 +87,7 @@ func carry(from, to tun.Device) {
 }
 
 // client joins a client with a lease to e. Only one client may be joined.
-func client(t testing.TB, e *Exit) *netstack.Stack {
+func client(t testing.TB, e tun.Device) *netstack.Stack {
 	t.Helper()
 	s, err := netstack.New(netstack.Config{Addr: nodeA, MTU: e.MTU()})
 	if err != nil {
@@ -242,6 +243,70 @@ func TestTCPFailures(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 	eventually(t, "slots are free", func() bool { return e.Stats().TCP == 0 })
+}
+
+// spy notes how large the packets are that clients get.
+type spy struct {
+	*Exit
+	largest atomic.Int64
+}
+
+func (s *spy) Read(pkts []tun.Packet) (int, error) {
+	n, err := s.Exit.Read(pkts)
+	for _, p := range pkts[:n] {
+		size := len(p.Data)
+		if hdr, ok := tun.HeaderLen(p.Data); ok && p.SegSize != 0 {
+			size = min(size, hdr+int(p.SegSize))
+		}
+		s.largest.Store(max(s.largest.Load(), int64(size)))
+	}
+	return n, err
+}
+
+// TestTooBig: a path in the mesh with a smaller MTU makes the segments smaller.
+func TestTooBig(t *testing.T) {
+	if !internet(t) {
+		return
+	}
+	e := &spy{Exit: open(t, Config{MTU: 1500})}
+	s := client(t, e)
+	w := e.NewWriter()
+	for _, site := range []netip.Addr{site4, site6} {
+		more := make(chan struct{})
+		at := serve(t, site, func(c *net.TCPConn) {
+			c.Write(make([]byte, 100<<10))
+			<-more
+			c.Write(make([]byte, 100<<10))
+		})
+		c := dial(t, s, "tcp", at)
+		if _, err := io.ReadFull(c, make([]byte, 100<<10)); err != nil {
+			t.Fatal(err)
+		}
+		if got := e.largest.Load(); got > 1500 || got < 1450 {
+			t.Errorf("%v: packets of %d bytes before", site, got)
+		}
+		here := c.LocalAddr().(*net.TCPAddr).AddrPort()
+		sent := synPacket(at, here)[:len(synPacket(at, here))-12] // the beginning of what was too big
+		if site.Is4() {
+			m := append([]byte{3, 4, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}, sent...)
+			binary.BigEndian.PutUint16(m[2:], checksum(here.Addr(), site, protoICMP, m))
+			w.Write(ipPacket(protoICMP, here.Addr(), site, m), false)
+		} else {
+			m := append([]byte{2, 0, 0, 0, 0, 0, 1300 >> 8, 1300 & 0xff}, sent...)
+			binary.BigEndian.PutUint16(m[2:], checksum(here.Addr(), site, tun.ProtoICMPv6, m))
+			w.Write(ipPacket(tun.ProtoICMPv6, here.Addr(), site, m), false)
+		}
+		w.Flush()
+		e.largest.Store(0)
+		close(more)
+		if _, err := io.ReadFull(c, make([]byte, 100<<10)); err != nil {
+			t.Fatal(err)
+		}
+		if got := e.largest.Load(); got > 1300 || got < 1200 {
+			t.Errorf("%v: packets of %d bytes after, want 1300", site, got)
+		}
+		e.largest.Store(0)
+	}
 }
 
 // TestTCPReset passes a reset in each direction.

@@ -248,7 +248,8 @@ const (
 	psh = byte(header.TCPFlagPsh)
 )
 
-// whole reports whether p is one IP packet, no more and no less, with a header that is as it was sent.
+// whole reports whether p is one IP packet, no more and no less, with a header that is as it was sent. IPv4 loopback
+// addresses have no business in it, and the stack would print a line about them.
 func whole(p []byte) bool {
 	if len(p) < header.IPv4MinimumSize {
 		return false
@@ -258,7 +259,8 @@ func whole(p []byte) bool {
 		return len(p) >= header.IPv6MinimumSize && int(binary.BigEndian.Uint16(p[4:]))+header.IPv6MinimumSize == len(p)
 	case 4:
 		hdr := int(p[0]&0x0f) * 4
-		return hdr >= header.IPv4MinimumSize && hdr <= len(p) && int(binary.BigEndian.Uint16(p[2:])) == len(p) && tun.Sum(p[:hdr], 0) == 0xffff
+		return hdr >= header.IPv4MinimumSize && hdr <= len(p) && int(binary.BigEndian.Uint16(p[2:])) == len(p) && tun.Sum(p[:hdr], 0) == 0xffff &&
+			p[12] != 127 && p[16] != 127
 	}
 	return false
 }

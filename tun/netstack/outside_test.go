@@ -348,11 +348,16 @@ func TestBadIPv4IsCounted(t *testing.T) {
 	short[0] = 0x44
 	long := bytes.Clone(good)
 	long[0] = 0x4f
-	for _, p := range [][]byte{good[:19], good[:len(good)-1], append(bytes.Clone(good), 0), header, flipped, short, long} {
+	loop := bytes.Clone(good)
+	loop[12] = 127
+	loop[10], loop[11] = 0, 0
+	binary.BigEndian.PutUint16(loop[10:], ^tun.Sum(loop[:20], 0))
+	tun.FinishChecksum(loop)
+	for _, p := range [][]byte{loop, good[:19], good[:len(good)-1], append(bytes.Clone(good), 0), header, flipped, short, long} {
 		w.Write(p, false)
 	}
 	w.Flush()
-	if got := s.Stats().Bad; got != 7 {
-		t.Errorf("%d bad packets counted, want 7", got)
+	if got := s.Stats().Bad; got != 8 {
+		t.Errorf("%d bad packets counted, want 8", got)
 	}
 }
