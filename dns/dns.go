@@ -17,6 +17,7 @@ package dns
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,8 +29,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"crypto/x509"
 
 	"github.com/miekg/dns"
 
