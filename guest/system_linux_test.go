@@ -53,10 +53,14 @@ type routerSpec struct {
 	StateDir string
 	DHCP     DHCP
 	TLS      bool
+	Access   Access
+	Mesh     MeshAccess
+	DNSPort  uint16
+	Services []Port
 }
 
 func (r routerSpec) config() Config {
-	c := Config{Interface: guestIf, StateDir: r.StateDir, DHCP: r.DHCP, Prefix: netip.MustParsePrefix("301:1:2:3::/64"),
+	c := Config{Interface: guestIf, StateDir: r.StateDir, DHCP: r.DHCP, Access: r.Access, Mesh: r.Mesh, DNSPort: r.DNSPort, Services: r.Services, Prefix: netip.MustParsePrefix("301:1:2:3::/64"),
 		Range: netip.MustParsePrefix("10.99.8.0/24"), Out: []string{"gst-tun"}, MTU: 1400, Domain: "weft", Name: "Test <Street>"}
 	if r.TLS {
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -714,6 +718,53 @@ func TestPortalWithCertificate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOpenAndTap: the other ways in, and the other ways to treat the mesh.
+func TestOpenAndTap(t *testing.T) {
+	needRoot(t)
+	world(t)
+	start(t, nsNet, "server").line()
+	expect := func(what, url, want string) {
+		t.Helper()
+		if st, _, _ := curl(t, url); st != want {
+			t.Errorf("%s: %s, want %s", what, st, want)
+		}
+	}
+	const internet, mesh = "http://203.0.113.5/", "http://[201:5::5]/"
+	spec := routerSpec{StateDir: t.TempDir(), DHCP: DHCPOwn, Access: AccessOpen, Mesh: MeshClosed, Services: []Port{{"udp", 4000}, {"tcp", 22}}}
+	r := serve(t, spec)
+	dhcp(t)
+	phoneV6(t)
+	if out := in(t, nsPhone, "ip", "-6", "route"); strings.Contains(out, "200::/7") {
+		t.Errorf("a way to a closed mesh: %s", out)
+	}
+	expect("the internet of an open network", internet, "200")
+	expect("a closed mesh", mesh, "exit 7")
+	var s Status
+	eventually(t, "the guest is counted", func() bool {
+		_, _, _ = curl(t, internet)
+		r.ask("status", &s)
+		return len(s.Clients) == 1 && s.Clients[0].State == StateAllowed && s.Clients[0].Down > 0 && s.Clients[0].Up > 0
+	})
+	r.signal(syscall.SIGTERM)
+
+	spec.Access, spec.Mesh, spec.DNSPort = AccessTap, MeshVoucher, 5300
+	r = serve(t, spec)
+	var ok string
+	r.ask("uplink 1 1", &ok)
+	eventually(t, "there is a way to the mesh", func() bool {
+		return strings.Contains(in(t, nsPhone, "ip", "-6", "route"), "200::/7")
+	})
+	expect("the internet before the tap", internet, "302")
+	expect("the mesh before the tap", mesh, "302")
+	if st, _, _ := curl(t, "-X", "POST", "http://10.99.8.1/tap"); st != "303" {
+		t.Errorf("tap: %s", st)
+	}
+	expect("the internet after the tap", internet, "200")
+	expect("the mesh after the tap", mesh, "200")
+	expect("the resolver's port, where nobody listens here", "http://10.99.8.1:53/", "exit 7")
+	expect("an open service, where nobody listens", "http://10.99.8.1:22/", "exit 7")
 }
 
 // TestOtherDHCPServer: where somebody serves already, we do not.
