@@ -26,17 +26,18 @@ type line struct {
 	bytes  atomic.Uint64
 	writer tun.Writer // of emitUp
 	one    []tun.Packet
-	small  sync.Pool // *item with smallBuffer bytes
-	large  sync.Pool
+	pools  [len(bufferSizes)]sync.Pool // of *item
 }
 
 const (
 	smallBuffer = 2048
-	largeBuffer = 1<<16 + 64
 	headroom    = 32 // NAT64 makes packets longer by 20 bytes
 	// maxPiece is how long a piece of a super-packet may take the line: others wait for it.
 	maxPiece = 2 * time.Millisecond
 )
+
+// bufferSizes are for packets, for pieces of super-packets on slow lines, and for whole ones.
+var bufferSizes = [...]int{smallBuffer, 12 << 10, 1<<16 + 64}
 
 func newLine(emit func([]*item)) *line {
 	l := &line{}
@@ -50,23 +51,24 @@ func (l *line) setRate(bits int64) {
 }
 
 func (l *line) get(n int) *item {
-	pool, size := &l.small, smallBuffer
-	if n > smallBuffer {
-		pool, size = &l.large, max(largeBuffer, n)
+	for i, size := range bufferSizes {
+		if n > size {
+			continue
+		}
+		if it, ok := l.pools[i].Get().(*item); ok {
+			return it
+		}
+		return &item{buf: make([]byte, size)}
 	}
-	it, _ := pool.Get().(*item)
-	if it == nil || len(it.buf) < n {
-		it = &item{buf: make([]byte, size)}
-	}
-	return it
+	return &item{buf: make([]byte, n)}
 }
 
 func (l *line) put(it *item) {
 	it.pkt = tun.Packet{}
-	if len(it.buf) > smallBuffer {
-		l.large.Put(it)
-	} else {
-		l.small.Put(it)
+	for i, size := range bufferSizes {
+		if len(it.buf) == size {
+			l.pools[i].Put(it)
+		}
 	}
 }
 

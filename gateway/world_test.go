@@ -253,14 +253,13 @@ func (n *node) Write(p []byte, partial bool) {
 		return
 	}
 	if src, dst, _ := ends(p); !dst.isMesh() && !special(dst) && src != dst { // the internet answers
-		n.wgo(func() {
+		answer := swap(p)
+		n.w.wg.Go(func() {
 			time.Sleep(5 * time.Millisecond)
-			n.sendFromHost(swap(p))
+			n.sendFromHost(answer)
 		})
 	}
 }
-
-func (n *node) wgo(f func()) { n.w.wg.Go(f) }
 
 func (n *node) Flush() error { return nil }
 
