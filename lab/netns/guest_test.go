@@ -178,7 +178,7 @@ func TestGuest(t *testing.T) {
 		t.Errorf("the probe of a guest does not reach its server: %q", got)
 	}
 	var known []api.Voucher
-	if err := s.Weft(s.ctx, "router", &known, "voucher", "list"); err != nil || len(known) != 1 || known[0].State != "in use" || len(known[0].MACs) != 1 {
+	if err := s.Weft(s.ctx, "router", &known, "voucher", "list"); err != nil || len(known) != 1 || known[0].State != "active" || len(known[0].MACs) != 1 {
 		t.Errorf("%+v, %v", known, err)
 	}
 	// More than its bytes: it ends in the middle.

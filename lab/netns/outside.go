@@ -22,7 +22,7 @@ import (
 // get an uplink into it, with or without a NAT of their own making; the rest of the world can only reach it through them.
 //
 //	web    198.51.100.80  2001:db8:80::80   nginx: pages, a large file, uploads
-//	ns     192.0.2.53     2001:db8:53::53   dnsmasq: the names below example.test
+//	ns     192.0.2.53     2001:db8:53::53   dnsmasq: the names below example.net
 //	speed  198.51.100.201 2001:db8:5::201   nothing yet: for iperf3; and mail on port 25
 //	isp    the router between them, which drops what has no place on the internet by knowing no way to it
 type Outside struct {
@@ -34,7 +34,7 @@ type Outside struct {
 	ended   chan struct{} // the mail server's goroutine
 }
 
-// What is where, and by what name.
+// What is where, and by what name. Not below .test, which resolvers never ask anybody for (RFC 6761).
 var (
 	WebAddr4   = netip.MustParseAddr("198.51.100.80")
 	WebAddr6   = netip.MustParseAddr("2001:db8:80::80")
@@ -46,9 +46,9 @@ var (
 )
 
 const (
-	WebName   = "www.example.test"
-	Only4Name = "v4only.example.test"
-	SpeedName = "speed.example.test"
+	WebName   = "www.example.net"
+	Only4Name = "v4only.example.net"
+	SpeedName = "speed.example.net"
 
 	// Page is what the web server says at /. No other part of a world sends these words.
 	Page = "A page of the world outside, for everybody to read.\n"
@@ -185,7 +185,7 @@ func (o *Outside) startNames(ctx context.Context) error {
 		return err
 	}
 	conf := filepath.Join(n.Dir, "dnsmasq.conf")
-	text := fmt.Sprintf("no-resolv\nno-hosts\nno-poll\nlocal=/test/\nlog-queries\nuser=root\ngroup=root\npid-file=%s/dnsmasq.pid\nlocal-ttl=60\n"+
+	text := fmt.Sprintf("no-resolv\nno-hosts\nno-poll\nlocal=/example.net/\nlog-queries\nuser=root\ngroup=root\npid-file=%s/dnsmasq.pid\nlocal-ttl=60\n"+
 		"host-record=%s,%s,%s\nhost-record=%s,%s\nhost-record=%s,%s,%s\n", n.Dir,
 		WebName, WebAddr4, WebAddr6, Only4Name, Only4Addr, SpeedName, SpeedAddr4, SpeedAddr6)
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
@@ -214,7 +214,7 @@ func (o *Outside) startMail() error {
 			}
 			o.mails.Add(1)
 			c.SetDeadline(time.Now().Add(time.Second))
-			io.WriteString(c, "220 speed.example.test ESMTP\r\n")
+			io.WriteString(c, "220 speed.example.net ESMTP\r\n")
 			c.Close()
 		}
 	}()
@@ -366,7 +366,7 @@ func (o *Outside) Uploaded(name string) (int64, error) {
 	return st.Size(), nil
 }
 
-// Asked lists what the name server was asked so far, as "A www.example.test 203.0.113.2".
+// Asked lists what the name server was asked so far, as "A www.example.net 203.0.113.2".
 func (o *Outside) Asked() ([]string, error) {
 	n, err := o.w.node("ns")
 	if err != nil {
@@ -377,7 +377,7 @@ func (o *Outside) Asked() ([]string, error) {
 		return nil, fmt.Errorf("read the name server's log: %w", err)
 	}
 	var all []string
-	for line := range strings.Lines(string(b)) { // "dnsmasq: query[A] www.example.test from 203.0.113.2"
+	for line := range strings.Lines(string(b)) { // "dnsmasq: query[A] www.example.net from 203.0.113.2"
 		_, query, ok := strings.Cut(line, "query[")
 		if f := strings.Fields(query); ok && len(f) == 4 {
 			all = append(all, strings.TrimSuffix(f[0], "]")+" "+f[1]+" "+f[3])

@@ -255,7 +255,7 @@ func TestOutside(t *testing.T) {
 	for _, q := range []struct {
 		network, name string
 		want          netip.Addr
-	}{{"ip4", WebName, WebAddr4}, {"ip6", WebName, WebAddr6}, {"ip4", Only4Name, Only4Addr}, {"ip6", Only4Name, netip.Addr{}}, {"ip4", "nobody.example.test", netip.Addr{}}} {
+	}{{"ip4", WebName, WebAddr4}, {"ip6", WebName, WebAddr6}, {"ip4", Only4Name, Only4Addr}, {"ip6", Only4Name, netip.Addr{}}, {"ip4", "nobody.example.net", netip.Addr{}}} {
 		for _, server := range []netip.Addr{NameAddr4, NameAddr6} {
 			got, err := resolve(ctx, w, "anna", netip.AddrPortFrom(server, 53), q.network, q.name)
 			if q.want.IsValid() && (err != nil || len(got) != 1 || got[0] != q.want) || !q.want.IsValid() && err == nil {
