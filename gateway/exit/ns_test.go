@@ -3,11 +3,14 @@
 package exit
 
 import (
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -69,6 +72,18 @@ func internet(t *testing.T) bool {
 		addr.Flags = 0x02 // IFA_F_NODAD
 		if err := netlink.AddrAdd(lo, addr); err != nil {
 			t.Fatal(err)
+		}
+	}
+	for _, a := range []netip.Addr{site4, site6} { // the kernel takes its time with routes to IPv6 addresses
+		for quiet := 0; quiet < 20; quiet++ { // and may take one back once more
+			eventually(t, "a route to "+a.String(), func() bool {
+				_, err := net.Dial("tcp", netip.AddrPortFrom(a, 9).String())
+				if !errors.Is(err, syscall.ECONNREFUSED) {
+					quiet = 0
+				}
+				return errors.Is(err, syscall.ECONNREFUSED)
+			})
+			time.Sleep(time.Millisecond)
 		}
 	}
 	for _, a := range []netip.Addr{dead4, dead6} {
