@@ -275,5 +275,7 @@ const (
 	EventRoutes   EventKind = "routes"    // the forwarding table changed
 	EventPeers    EventKind = "peers"     // a peer was added, removed or could not be reached
 	EventFirewall EventKind = "firewall"  // the rules changed
+	EventGateway  EventKind = "gateway"   // another gateway is in use, or none
+	EventMeter    EventKind = "meter"     // two meters differ, or a neighbour loses what it should carry
 	EventWarning  EventKind = "warning"   // Status.Warnings changed
 )

@@ -196,7 +196,7 @@ func Default() *Config {
 		TUN:       TUN{Enabled: Auto, Name: "auto"},
 		Userspace: Userspace{SOCKS: "auto", HTTP: "off"},
 		Yggdrasil: Yggdrasil{Enabled: Auto},
-		Gateway:   Gateway{Use: "off", IPv4: true, IPv6: "nat"},
+		Gateway:   Gateway{Use: "off", IPv4: true, IPv6: "nat", NAT64: "64:ff9b::/96"},
 		DNS:       DNS{Listen: DefaultDNS, Redirect: true, DNS64: true},
 		Guest:     Guest{Mode: "voucher", Network: "10.77.0.1/24", DHCP: "auto"},
 		Portal:    Portal{Listen: DefaultPortal},

@@ -20,6 +20,7 @@ type Gateway struct {
 	Interface string   `toml:"interface" doc:"The interface that the line is on; empty is the one that the default route names." example:"\"eth0\""`
 	IPv4      bool     `toml:"ipv4" doc:"Share IPv4."`
 	IPv6      IPv6Mode `toml:"ipv6" doc:"nat shares IPv6 under this device's own address, off does not share it."`
+	NAT64     string   `toml:"nat64" doc:"IPv6 prefix under which devices that have IPv6 alone reach the IPv4 internet, a /96, or off. The default is known to all devices."`
 	Members   bool     `toml:"members_only" doc:"Share with members of this node's community only."`
 	SMTP      bool     `toml:"smtp" doc:"Let others connect to port 25, which sends mail and, from abused devices, a lot of it."`
 	Allow     []string `toml:"allow" doc:"Destinations that are open although a rule below or weft's own would close them: [tcp|udp] [PREFIX] [PORTS]." example:"[\"tcp 192.0.2.25 25\"]"`
@@ -168,6 +169,9 @@ func (f *file) checkSharing(c *Config) {
 	}
 	if strings.TrimSpace(g.Use) == "" {
 		f.report("gateway.use", "must be auto, off or a node")
+	}
+	if p, err := netip.ParsePrefix(g.NAT64); g.NAT64 != "off" && (err != nil || p.Bits() != 96 || !p.Addr().Is6()) {
+		f.report("gateway.nat64", "%q is not allowed; allowed: off, 64:ff9b::/96 or another /96", g.NAT64)
 	}
 	f.span("gateway.log_days", float64(g.LogDays), 0, 3650)
 	f.short("gateway.allow", len(g.Allow), maxList)

@@ -54,7 +54,7 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 		"no route": c.NoRoute, "ttl": c.TTLExpired, "way back": c.Bounced, "malformed": c.Malformed, "unknown link": c.UnknownLink,
 		"false mac": c.BadMAC, "replayed": c.Replayed + sc.Replayed, "send error": c.SendErrors, "bad packet": sc.BadPacket,
 		"firewall": sc.Filtered, "handshake": sc.HandshakesBad, "handshake queue": sc.QueueDrops, "too big": sc.TooBig,
-		"unreachable": sc.Unreachable, "waited too long": sc.PendingDropped, "firewall malformed": fc.Malformed,
+		"unreachable": sc.Unreachable, "waited too long": sc.PendingDropped, "shed": c.Shed, "firewall malformed": fc.Malformed,
 	} {
 		if v > 0 {
 			s.Counters.Dropped[name] = v

@@ -33,6 +33,7 @@ import (
 	"weft/config"
 	"weft/firewall"
 	"weft/forward"
+	"weft/gateway/host"
 	"weft/ident"
 	"weft/link"
 	"weft/portal"
@@ -71,6 +72,7 @@ type Node struct {
 	sessions *session.Manager
 	links    *link.Manager
 	ygg      *yggPlane // nil: off
+	sharing  *sharing
 	device   tun.Device
 	mode     string // "tun" or "userspace"
 	net      network
@@ -145,6 +147,7 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 		defer n.ygg.plane.Close()
 		services = append(services, n.ygg.serve)
 	}
+	services = append(services, n.sharing.services()...)
 	if n.opt.World == nil {
 		more, err := n.listen()
 		if err != nil {
@@ -153,14 +156,22 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 		services = append(services, more...)
 	}
 	n.started = time.Now()
+	// What stands on sessions ends before them, so that it can take its leave of other nodes.
+	core, stopCore := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopCore()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return n.sessions.Serve(ctx) })
-	g.Go(func() error { return n.links.Serve(ctx) })
-	g.Go(func() error { return n.routing.serve(ctx) })
-	g.Go(func() error { return n.tick(ctx) })
+	g.Go(func() error { return n.sessions.Serve(core) })
+	g.Go(func() error { return n.links.Serve(core) })
+	g.Go(func() error { return n.routing.serve(core) })
+	upper, upperCtx := errgroup.WithContext(ctx)
+	upper.Go(func() error { return n.tick(upperCtx) })
 	for _, s := range services {
-		g.Go(func() error { return s(ctx) })
+		upper.Go(func() error { return s(upperCtx) })
 	}
+	g.Go(func() error {
+		defer stopCore()
+		return upper.Wait()
+	})
 	close(n.ready)
 	n.log.Info("node is up", "address", n.self.Addr(), "mode", n.mode)
 	err = g.Wait()
@@ -215,11 +226,19 @@ func (n *Node) compose() (err error) {
 			n.ygg.plane.Close()
 		}
 	}()
+	if n.sharing, err = newSharing(n); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			n.sharing.close()
+		}
+	}()
 	n.sessions, err = session.New(session.Config{
 		Agent: n.agent, Device: n.device, Resolver: n.routing, PSK: key, Log: n.log.With("room", "session"),
 		// In a closed network every session is with a member: the handshake needs the community key.
 		Filter:    func(k ident.PublicKey) session.Filter { return n.firewall.Peer(k, n.cfg.Closed()) },
-		Elsewhere: n.elsewhere(),
+		Elsewhere: n.elsewhere(), Outside: n.sharing.gw, Message: n.sharing.message,
 	})
 	if err != nil {
 		return err
@@ -236,6 +255,11 @@ func (n *Node) compose() (err error) {
 	lc.Introductions = link.Introductions{Refuse: !n.cfg.Introduce.Direct, Silent: !n.cfg.Introduce.Offer}
 	if w := n.opt.World; w != nil {
 		lc.Underlay = w.Underlay
+	} else if n.mode == "tun" { // else nothing of this host's is ever routed into the mesh
+		lc.Control = host.Control
+	}
+	for _, r := range n.cfg.Rates {
+		lc.Rates = append(lc.Rates, link.InterfaceRate{Pattern: r.Interface, Bits: int64(r.Rate)})
 	}
 	for _, p := range n.cfg.Peers {
 		lc.Peers = append(lc.Peers, linkPeer(p))
@@ -245,7 +269,7 @@ func (n *Node) compose() (err error) {
 }
 
 func linkPeer(p config.Peer) link.Peer {
-	return link.Peer{URI: p.URI, Key: p.Key, Multiplier: int(p.Multiplier()), Metered: p.Metered}
+	return link.Peer{URI: p.URI, Key: p.Key, Multiplier: int(p.Multiplier()), Metered: p.Metered, Rate: int64(p.Rate)}
 }
 
 // listenURIs gives way to whoever has the default port already, unless the owner asked for it by name.
@@ -276,6 +300,11 @@ func (n *Node) listen() (services []func(context.Context) error, err error) {
 	if services, err = n.openProxies(); err != nil {
 		return nil, err
 	}
+	more, err := n.sharing.listen()
+	if err != nil {
+		return nil, err
+	}
+	services = append(services, more...)
 	at := n.cfg.Portal.Listen
 	if at == "off" || at == "" {
 		return services, nil

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +15,7 @@ import (
 
 	"weft/api"
 	"weft/config"
+	"weft/ident"
 	"weft/link/linktest"
 	"weft/tun"
 	"weft/tun/tuntest"
@@ -60,7 +63,11 @@ func (v *village) start(h *house) {
 	ctx, stop := context.WithCancel(context.Background())
 	h.Node, h.stop, h.done = n, stop, make(chan error, 1)
 	go func() { h.done <- n.Serve(ctx) }()
-	<-n.Ready()
+	select {
+	case <-n.Ready():
+	case err := <-h.done:
+		v.t.Fatalf("%s did not start: %v", h.cfg.Name, err)
+	}
 	v.houses = append(v.houses, h)
 }
 
@@ -310,7 +317,14 @@ func TestTwoDevicesWithOneKeyAreTold(t *testing.T) {
 		defer v.close()
 		hs, cables := v.line(3)
 		reach(t, hs[0], hs[2], 5*time.Second)
-		twin := &house{host: v.net.Host(cables[1]), dir: hs[0].dir, cfg: hs[0].cfg}
+		twin := &house{host: v.net.Host(cables[1]), dir: t.TempDir(), cfg: hs[0].cfg}
+		key, err := os.ReadFile(filepath.Join(hs[0].dir, ident.KeyFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(twin.dir, ident.KeyFile), key, 0o600); err != nil {
+			t.Fatal(err)
+		}
 		v.start(twin)
 		told := func(h *house) bool { s, _ := h.Status(t.Context()); return len(s.Warnings) > 0 }
 		for range 120 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -29,6 +30,8 @@ type routing struct {
 
 	mu        sync.Mutex // guards what follows
 	core      *route.Router
+	local     route.Local          // what this node says of itself
+	penalties map[ident.NodeID]int // permille on the cost of links to neighbours that lose what they should carry
 	links     map[uint32]*link.Link
 	forwarded uint64 // route.Table.Forwarding of the table in force
 	linkGen   uint64 // counts link changes: they ask for a new forwarding table too
@@ -36,11 +39,12 @@ type routing struct {
 }
 
 func newRouting(n *Node) (*routing, error) {
-	r := &routing{n: n, wake: make(chan struct{}, 1), links: map[uint32]*link.Link{}}
+	r := &routing{n: n, wake: make(chan struct{}, 1), links: map[uint32]*link.Link{}, penalties: map[ident.NodeID]int{}}
 	local, err := localOf(n.cfg)
 	if err != nil {
 		return nil, err
 	}
+	r.local = local
 	r.core = route.New(route.Config{
 		Self: n.self, Community: ident.SharedKey(n.cfg.Community.Key.Reveal()), Rand: rand.Uint64, Seq: n.loadSeq(), Local: local,
 		Sign: func(msg []byte) ident.Signature { return n.agent.Sign(ident.DomainLSA, msg) },
@@ -103,6 +107,18 @@ func (r *routing) do(f func(now time.Time)) {
 	}
 }
 
+// say changes what this node says of itself in its LSA.
+func (r *routing) say(change func(*route.Local)) (err error) {
+	r.do(func(now time.Time) {
+		local := r.local
+		change(&local)
+		if err = r.core.SetLocal(now, local); err == nil {
+			r.local = local
+		}
+	})
+	return err
+}
+
 // settleLocked sends what the core wants sent and installs its table.
 func (r *routing) settleLocked() {
 	for _, m := range r.core.Outbox() {
@@ -120,7 +136,11 @@ func (r *routing) settleLocked() {
 		}
 	}
 	t := r.core.Table()
-	if old := r.table.Swap(t); old == t && r.builtGen == r.linkGen || r.plane == nil {
+	old := r.table.Swap(t)
+	if old != t && r.n.sharing != nil {
+		r.n.sharing.gw.CandidatesChanged()
+	}
+	if old == t && r.builtGen == r.linkGen || r.plane == nil {
 		return
 	}
 	if f := t.Forwarding(); f != r.forwarded || r.builtGen != r.linkGen {
@@ -150,8 +170,12 @@ func (r *routing) buildLocked(t *route.Table) forward.Table {
 	return out
 }
 
-func infoOf(l *link.Link) route.LinkInfo {
-	return route.LinkInfo{ID: l.ID(), Peer: l.Peer(), Cost: l.Cost(), MTU: l.MTU(), Metered: l.Metered()}
+func (r *routing) infoLocked(l *link.Link) route.LinkInfo {
+	cost := uint64(l.Cost())
+	if p := r.penalties[l.Peer().ID()]; p > 1000 {
+		cost = min(cost*uint64(p)/1000, math.MaxUint32)
+	}
+	return route.LinkInfo{ID: l.ID(), Peer: l.Peer(), Cost: uint32(cost), MTU: l.MTU(), Metered: l.Metered()}
 }
 
 // LinkUp implements link.Handler.
@@ -159,14 +183,14 @@ func (r *routing) LinkUp(l *link.Link) {
 	r.do(func(now time.Time) {
 		r.links[l.ID()] = l
 		r.linkGen++
-		r.core.LinkUp(now, infoOf(l))
+		r.core.LinkUp(now, r.infoLocked(l))
 	})
 	r.publish(api.EventLinkUp, l, "link up with "+r.nameOf(l.Peer()))
 }
 
 // LinkChanged implements link.Handler.
 func (r *routing) LinkChanged(l *link.Link) {
-	r.do(func(now time.Time) { r.core.LinkChanged(now, infoOf(l)) })
+	r.do(func(now time.Time) { r.core.LinkChanged(now, r.infoLocked(l)) })
 }
 
 // LinkDown implements link.Handler.

@@ -23,12 +23,16 @@ type stackDevice interface {
 }
 
 func newStack(a netip.Addr, mtu int) (stackDevice, error) {
-	return netstack.New(netstack.Config{Addr: a, MTU: mtu})
+	s, err := netstack.New(netstack.Config{Addr: a, MTU: mtu})
+	if err != nil {
+		return nil, err
+	}
+	return newSplitDevice(s), nil
 }
 
 // openProxies opens the proxies and port forwards that the config asks for.
 func (n *Node) openProxies() (services []func(context.Context) error, err error) {
-	base := proxy.Config{Mesh: n.net, Resolve: n.resolveName, Log: n.log.With("room", "proxy")}
+	base := proxy.Config{Mesh: n.net, Resolve: n.resolveName, Outside: n.sharing.dialOutside, Log: n.log.With("room", "proxy")}
 	listen := func(at string, fallback bool) (string, error) {
 		ln, err := net.Listen("tcp", at)
 		if err != nil && fallback {

@@ -2,33 +2,696 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"weft/api"
+	"weft/config"
+	"weft/dns"
+	"weft/firewall"
+	"weft/gateway"
+	"weft/gateway/host"
+	"weft/ident"
+	"weft/meter"
+	"weft/proxy"
+	"weft/route"
+	"weft/tun"
+	"weft/wire"
 )
 
-// Gateway implements api.Sharer.
-func (n *Node) Gateway(context.Context) (api.Gateway, error) {
-	return api.Gateway{Use: api.GatewayUse{Choice: n.cfg.Gateway.Use, State: "off"}}, nil
+// meterChannel is the number of meter's messages in a session (docs/spec/session.md section 3).
+const meterChannel = 2
+
+// sharing joins gateway with what carries out its decisions: the kernel (gateway/host) as root, gateway/exit and the
+// userspace stack without; dns, meter and guest beside it. What is wanted and what is in force changes at many places, and is
+// brought together in one: settle, on the goroutine of serve.
+//
+//	           line of this host there and offered        lease in force
+//	root       host.Gateway: NAT between TUN and line      host.Client: default route and DNS into the TUN
+//	no root    exit: the process's own sockets             addresses of the userspace stack, for the proxy
+//
+// A TUN is never both: while a lease is in force nothing is offered. (gateway uses none while the own line works.)
+type sharing struct {
+	n      *Node
+	gw     *gateway.Gateway
+	dns    *dns.Resolver
+	meter  *meter.Meter
+	rules  []gateway.Rule
+	kick   chan struct{}
+	guest  guests
+	policy atomic.Pointer[gateway.Policy] // for the exit
+
+	mu      sync.Mutex // guards what follows
+	want    config.Gateway
+	use     gateway.Use // the lease in force
+	line    host.State  // of this host
+	watched bool        // line is known
+	problem string      // why the wish is not fulfilled
+	mode    string      // how it is: kernel or userspace
+	whole   bool        // the lease serves the whole device
+	offered *config.Gateway
+	dnsAt   []string // where the resolver listens
+	asked   []string // upstreams in force
+
+	// The rest belongs to settle.
+	chosen string // the choice that gateway knows
+	kernel kernel
+	exit   *exitWay
+	shut   func() // takes back the firewall's rules for DNS
 }
 
-var errNotYet = api.Errorf(api.CodeBadRequest, "this program cannot do that yet")
+// lateCarrier is the session manager, which needs the gateway before it is there.
+type lateCarrier struct{ n *Node }
 
-func (n *Node) OfferGateway(context.Context, api.OfferRequest) (api.Gateway, error) {
-	return api.Gateway{}, errNotYet
+func (c lateCarrier) SendOutside(peer ident.PublicKey, pkts ...tun.Packet) error {
+	return c.n.sessions.SendOutside(peer, pkts...)
 }
-func (n *Node) UseGateway(context.Context, api.UseRequest) (api.Gateway, error) {
-	return api.Gateway{}, errNotYet
+
+func (c lateCarrier) SendMessage(peer ident.PublicKey, channel byte, payload []byte) error {
+	return c.n.sessions.SendMessage(peer, channel, payload)
 }
-func (n *Node) Meter(context.Context) (api.Meter, error)        { return api.Meter{}, errNotYet }
-func (n *Node) Guests(context.Context) (api.Guests, error)      { return api.Guests{}, errNotYet }
-func (n *Node) Vouchers(context.Context) ([]api.Voucher, error) { return nil, errNotYet }
-func (n *Node) MakeVouchers(context.Context, api.VoucherRequest) ([]api.Voucher, error) {
-	return nil, errNotYet
+
+func (c lateCarrier) Ping(ctx context.Context, peer ident.PublicKey) (time.Duration, error) {
+	return c.n.sessions.Ping(ctx, peer)
 }
-func (n *Node) RevokeVoucher(context.Context, string) error { return errNotYet }
-func (n *Node) ImportVouchers(context.Context, api.VoucherFile) (api.VoucherImport, error) {
-	return api.VoucherImport{}, errNotYet
+
+// newSharing makes the parts. The device is there; sessions and links are not yet.
+func newSharing(n *Node) (*sharing, error) {
+	s := &sharing{n: n, want: n.cfg.Gateway, kick: make(chan struct{}, 1)}
+	for _, list := range []struct {
+		key, verb string
+		rules     []string
+	}{{"allow", "allow ", n.cfg.Gateway.Allow}, {"deny", "deny ", n.cfg.Gateway.Deny}} {
+		for _, text := range list.rules {
+			r, err := gateway.ParseRule(list.verb + text)
+			if err != nil {
+				return nil, fmt.Errorf("config: gateway.%s: %w", list.key, err)
+			}
+			s.rules = append(s.rules, r)
+		}
+	}
+	if n.cfg.Gateway.SMTP {
+		s.rules = append(s.rules, gateway.Rule{Proto: tun.ProtoTCP, Ports: []gateway.PortRange{{Lo: 25, Hi: 25}}})
+	}
+	var err error
+	if s.meter, err = meter.New(meter.Config{
+		Dir: n.opt.StateDir, Log: n.log.With("room", "meter"),
+		Sessions: s.readSessions, Session: s.readSession, Links: n.routing.readLinks,
+		Send: func(peer ident.PublicKey, payload []byte) error {
+			return n.sessions.SendAlong(peer, meterChannel, payload)
+		},
+		NextHop: n.routing.nextHop, LinkLoss: n.routing.linkLoss, Penalise: n.routing.penalise, Notify: s.meterEvent,
+	}); err != nil {
+		return nil, err
+	}
+	log := gateway.LogConfig{}
+	if d := n.cfg.Gateway.LogDays; d > 0 {
+		log = gateway.LogConfig{File: filepath.Join(n.opt.StateDir, "leases.log"), Days: d}
+	}
+	s.gw, err = gateway.New(gateway.Config{
+		Self: n.self, Log: n.log.With("room", "gateway"), Carrier: lateCarrier{n}, Filter: n.firewall.Outside(), Host: n.device.NewWriter,
+		Candidates: n.routing.gateways, Member: func(ident.PublicKey) gateway.Tier { return gateway.Tier{Member: n.cfg.Closed()} },
+		Changed: s.changed, Announce: n.routing.announce, Name: func(k ident.PublicKey) string { return n.routing.name(k.ID()) }, LeaseLog: log,
+	})
+	if err != nil {
+		s.meter.Close()
+		return nil, err
+	}
+	if s.dns, err = s.newDNS(); err != nil {
+		s.meter.Close()
+		return nil, err
+	}
+	if err := s.guest.open(s); err != nil {
+		s.meter.Close()
+		s.dns.Close()
+		return nil, err
+	}
+	return s, nil
 }
-func (n *Node) ExportVouchers(context.Context) (api.VoucherFile, error) {
-	return api.VoucherFile{}, errNotYet
+
+// close gives back what New took, for a node that never served.
+func (s *sharing) close() {
+	s.meter.Close()
+	s.dns.Close()
+}
+
+// message takes what peers send inside sessions.
+func (s *sharing) message(peer ident.PublicKey, channel byte, payload []byte) {
+	switch channel {
+	case gateway.Channel:
+		s.gw.Handle(peer, payload)
+	case meterChannel:
+		s.meter.Handle(peer, payload)
+	}
+}
+
+// services are the parts that run.
+func (s *sharing) services() []func(context.Context) error {
+	list := []func(context.Context) error{s.gw.Serve, s.meter.Serve, s.serve}
+	return append(list, s.guest.services()...)
+}
+
+// serve watches this host's lines and settles until ctx ends, then takes everything back.
+func (s *sharing) serve(ctx context.Context) error {
+	stop, err := s.watchLine()
+	if err != nil { // a system whose lines cannot be watched: they count as there
+		s.n.log.Debug("lines are not watched", "why", err)
+	}
+	defer stop()
+	defer s.takeBack()
+	again := time.NewTimer(0)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.kick:
+		case <-again.C:
+		}
+		if s.settle() {
+			again.Reset(time.Hour)
+		} else {
+			again.Reset(3 * time.Second)
+		}
+	}
+}
+
+// stir makes serve settle soon.
+func (s *sharing) stir() {
+	select {
+	case s.kick <- struct{}{}:
+	default:
+	}
+}
+
+// watchLine keeps line up to date.
+func (s *sharing) watchLine() (stop func(), err error) {
+	s.setPolicy(nil)
+	if s.n.opt.World != nil {
+		return func() {}, nil
+	}
+	changed := func(st host.State) {
+		s.mu.Lock()
+		s.line, s.watched = st, true
+		s.mu.Unlock()
+		s.setPolicy(st.Local)
+		s.stir()
+	}
+	var ignore []string
+	if s.n.mode == "tun" {
+		ignore = []string{s.n.device.Name()}
+	}
+	u, err := host.OpenUplink(host.UplinkConfig{Ignore: ignore, Changed: changed, Log: s.n.log.With("room", "host")})
+	if err != nil {
+		return func() {}, err
+	}
+	changed(u.State())
+	return func() { u.Close() }, nil
+}
+
+// changed is gateway's word that another lease is in force, or none.
+func (s *sharing) changed(u gateway.Use) {
+	s.mu.Lock()
+	before := s.use
+	s.use = u
+	s.mu.Unlock()
+	text := "no gateway is in use: " + u.Reason
+	if !u.Gateway.IsZero() {
+		text = "the internet comes from " + s.n.routing.nameOf(u.Gateway)
+	}
+	if before.Gateway != u.Gateway {
+		s.n.log.Info(text, "reason", u.Reason)
+		s.n.hub.Publish(api.Event{Kind: api.EventGateway, ID: u.Gateway.ID().String(), Name: u.Name, Text: text})
+	}
+	s.stir()
+}
+
+// settle makes the host fit the wish, the line and the lease. It reports whether it could.
+func (s *sharing) settle() bool {
+	s.mu.Lock()
+	want, use, line, watched := s.want, s.use, s.line, s.watched
+	s.mu.Unlock()
+	using := !use.Gateway.IsZero()
+	if watched {
+		s.gw.SetUplink(line.IPv4, line.IPv6)
+		if err := s.gw.SetLocal(line.Local); err != nil {
+			s.n.log.Warn("own addresses", "err", err)
+		}
+	}
+	var errs []error
+	if s.chosen != want.Use {
+		choice, _, err := s.n.choiceOf(want.Use)
+		if err == nil {
+			err = s.gw.Use(choice)
+		}
+		if err == nil {
+			s.chosen = want.Use
+		}
+		errs = append(errs, err) // a node that is not known yet: tried again
+	}
+	offer := want.Offer && !using
+	whole, err := s.route(want, use, offer)
+	errs = append(errs, err)
+	if err == nil && offer {
+		errs = append(errs, s.announce(want))
+	} else {
+		s.gw.StopOffer()
+		s.mu.Lock()
+		s.offered = nil
+		s.mu.Unlock()
+	}
+	errs = append(errs, s.openDNS(offer), s.upstreams(use))
+	s.guest.setUplink(line, watched, use)
+	err = errors.Join(errs...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.whole = whole
+	problem := ""
+	if err != nil {
+		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
+	}
+	if problem != "" && problem != s.problem {
+		s.n.log.Warn("sharing the internet", "problem", problem)
+	}
+	s.problem = problem
+	return err == nil
+}
+
+// announce offers the line as the owner wants, if that is not said already.
+func (s *sharing) announce(want config.Gateway) error {
+	s.mu.Lock()
+	same := s.offered != nil && equalOffers(*s.offered, want)
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	o := gateway.OfferConfig{
+		IPv4: want.IPv4, IPv6: want.IPv6 == "nat", DNS: true, Price: want.Price, DownKbps: want.Down.Kbit(), UpKbps: want.Up.Kbit(),
+		MembersOnly: want.Members, Metered: s.n.cfg.Metered, Rules: s.rules, Pool: s.pool(), MTU: s.mtu(),
+	}
+	if p, err := netip.ParsePrefix(s.n.cfg.Gateway.NAT64); err == nil && want.IPv4 {
+		o.NAT64 = p
+	}
+	if err := s.gw.Offer(o); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.offered = &want
+	s.mu.Unlock()
+	return nil
+}
+
+func equalOffers(a, b config.Gateway) bool {
+	return a.Offer == b.Offer && a.Price == b.Price && a.Down == b.Down && a.Up == b.Up && a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6 && a.Members == b.Members
+}
+
+// mtu is what of an outside packet fits into this node's device and session: the addresses are not left out there as between
+// mesh addresses (docs/spec/session.md section 3).
+func (s *sharing) mtu() uint16 { return uint16(max(s.n.device.MTU()-32, 1280)) }
+
+// pool is where leases come from.
+func (s *sharing) pool() netip.Prefix {
+	if s.kernel.pool.IsValid() {
+		return s.kernel.pool
+	}
+	return gateway.DefaultPool
+}
+
+// openDNS lets clients ask this node's resolver while it shares its line; what they may ask, Recurse says.
+func (s *sharing) openDNS(offer bool) error {
+	switch {
+	case offer && s.shut == nil:
+		var rules []firewall.Rule
+		for _, text := range []string{"allow udp 53 from any", "allow tcp 53 from any"} {
+			r, err := firewall.ParseRule(text)
+			if err != nil {
+				return err
+			}
+			rules = append(rules, r)
+		}
+		shut, err := s.n.firewall.Open(rules...)
+		if err != nil {
+			return err
+		}
+		s.shut = shut
+	case !offer && s.shut != nil:
+		s.shut()
+		s.shut = nil
+	}
+	return nil
+}
+
+// takeBack leaves the host as it was.
+func (s *sharing) takeBack() {
+	if err := s.kernel.close(); err != nil {
+		s.n.log.Error("the host's network is not all as it was", "err", err)
+	}
+	if s.exit != nil {
+		s.exit.close()
+		s.exit = nil
+	}
+	s.openDNS(false)
+	s.dns.Close()
+}
+
+// readSessions gives the meter the sessions' counters.
+func (s *sharing) readSessions() []meter.SessionReading {
+	list := s.n.sessions.Sessions()
+	out := make([]meter.SessionReading, len(list))
+	for i := range list {
+		out[i] = readingOf(list[i])
+	}
+	return out
+}
+
+func (s *sharing) readSession(peer ident.PublicKey) (meter.SessionReading, bool) {
+	i, ok := s.n.sessions.With(peer)
+	return readingOf(i), ok
+}
+
+func (s *sharing) meterEvent(e meter.Event) {
+	text := fmt.Sprintf("the meters of this node and %s agree again", s.n.routing.nameOf(e.Peer))
+	if e.Gap {
+		text = fmt.Sprintf("the meters of this node and %s differ: %v", s.n.routing.nameOf(e.Peer), e.Reason)
+	}
+	s.n.hub.Publish(api.Event{Kind: api.EventMeter, ID: e.Peer.ID().String(), Name: s.n.routing.name(e.Peer.ID()), Text: text})
+}
+
+// newDNS makes the resolver.
+func (s *sharing) newDNS() (*dns.Resolver, error) {
+	n := s.n
+	return dns.New(dns.Config{
+		Dial: s.dialUpstream, Upstreams: n.cfg.DNS.Upstream, Zones: []string{"weft"}, Names: s.meshName, Reverse: s.reverse,
+		DNS64: func() (netip.Prefix, bool) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.use.NAT64, n.cfg.DNS.DNS64 && s.use.NAT64.IsValid()
+		},
+		WantDNS64: s.wantDNS64, Recurse: s.mayRecurse, Why: s.whyNoDNS, Log: n.log.With("room", "dns"),
+	})
+}
+
+// meshName finds the address of a name that ends in .weft.
+func (s *sharing) meshName(_ context.Context, name string) ([]netip.Addr, bool) {
+	key, err := s.n.find(strings.TrimSuffix(name, ".weft"))
+	if err != nil {
+		return nil, false
+	}
+	return []netip.Addr{key.Addr()}, true
+}
+
+func (s *sharing) reverse(a netip.Addr) (string, bool) {
+	key, ok := s.n.routing.ByAddr(a)
+	if a == s.n.self.Addr() {
+		key, ok = s.n.self, true
+	}
+	if !ok || key.Addr() != a {
+		return "", false
+	}
+	if name := s.n.routing.name(key.ID()); dnsLabel(name) {
+		return name + ".weft", true
+	}
+	return key.ID().String() + ".weft", true
+}
+
+// dnsLabel reports whether a node's name can stand in DNS as it is.
+func dnsLabel(s string) bool {
+	return s != "" && len(s) <= 63 && !strings.ContainsFunc(s, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
+}
+
+// wantDNS64: devices behind this node may have IPv6 alone; this host itself when the lease has no IPv4.
+func (s *sharing) wantDNS64(src netip.Addr) bool {
+	if s.n.self.Subnet().Contains(src) {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	own := !src.IsValid() || src.IsLoopback() || src == s.n.self.Addr()
+	return own && !s.use.IPv4.IsValid()
+}
+
+// mayRecurse lets this host, its guests and the clients with a lease ask for names of the outside.
+func (s *sharing) mayRecurse(src netip.Addr) bool {
+	if !ident.MeshPrefix.Contains(src) || src == s.n.self.Addr() || s.n.self.Subnet().Contains(src) {
+		return true
+	}
+	key, ok := s.n.routing.ByAddr(src)
+	if !ok {
+		return false
+	}
+	_, ok = s.gw.LeaseOf(key)
+	return ok
+}
+
+func (s *sharing) whyNoDNS() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.use.Gateway.IsZero() && s.watched && !s.line.IPv4 && !s.line.IPv6 {
+		return "no gateway is in use and this device has no line: weft gateway use auto"
+	}
+	return ""
+}
+
+// upstreams says whom the resolver asks: whom the owner names, else the gateway in use, else the servers of this system.
+func (s *sharing) upstreams(use gateway.Use) error {
+	list := s.n.cfg.DNS.Upstream
+	if len(list) == 0 {
+		for _, a := range use.DNS {
+			list = append(list, "udp://"+netip.AddrPortFrom(a, 53).String())
+		}
+	}
+	if len(list) == 0 && s.n.opt.World == nil {
+		list = systemServers()
+	}
+	s.mu.Lock()
+	via := use.Gateway.String()
+	same := slices.Equal(s.asked, append([]string{via}, list...))
+	s.asked = append([]string{via}, list...)
+	s.mu.Unlock()
+	if same {
+		return nil
+	}
+	defer s.dns.Flush() // another view of the internet
+	return s.dns.SetUpstreams(list)
+}
+
+// dialUpstream connects to a DNS server: of the mesh, through the gateway in use, or by this host's own line.
+func (s *sharing) dialUpstream(ctx context.Context, network, address string) (net.Conn, error) {
+	if at, err := netip.ParseAddrPort(address); err == nil && ident.MeshPrefix.Contains(at.Addr()) {
+		c, err := s.n.net.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &doubting{Conn: c, doubt: s.gw.Doubt}, nil
+	}
+	s.mu.Lock()
+	using := !s.use.Gateway.IsZero()
+	s.mu.Unlock()
+	switch {
+	case !using:
+		d := net.Dialer{Control: host.Control}
+		return d.DialContext(ctx, network, address)
+	case s.n.mode == "tun":
+		d := net.Dialer{Control: host.ControlTunnel}
+		return d.DialContext(ctx, network, address)
+	}
+	return s.n.net.DialContext(ctx, network, address)
+}
+
+// doubting is a connection to the gateway's resolver that tells when it is silent: gateway sees outside packets only, and names
+// come first.
+type doubting struct {
+	net.Conn
+	doubt func()
+	mu    sync.Mutex // guards timer
+	timer *time.Timer
+}
+
+const dnsPatience = 500 * time.Millisecond
+
+func (d *doubting) Write(b []byte) (int, error) {
+	d.mu.Lock()
+	if d.timer == nil {
+		d.timer = time.AfterFunc(dnsPatience, d.doubt)
+	}
+	d.mu.Unlock()
+	return d.Conn.Write(b)
+}
+
+func (d *doubting) Read(b []byte) (int, error) {
+	n, err := d.Conn.Read(b)
+	if err == nil {
+		d.calm()
+	}
+	return n, err
+}
+
+func (d *doubting) Close() error {
+	d.calm()
+	return d.Conn.Close()
+}
+
+func (d *doubting) calm() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil {
+		d.timer.Stop()
+		d.timer = nil
+	}
+}
+
+// dialOutside is the proxy's way to what is not in the mesh: through the gateway in use and no other way.
+func (s *sharing) dialOutside(ctx context.Context, network, name string, port uint16) (net.Conn, error) {
+	s.mu.Lock()
+	using, reason := !s.use.Gateway.IsZero(), s.use.Reason
+	choice := s.want.Use
+	s.mu.Unlock()
+	if !using {
+		if choice == "off" {
+			return nil, fmt.Errorf("%w: no gateway is in use; to use one: weft gateway use auto", proxy.ErrNoGateway)
+		}
+		return nil, fmt.Errorf("%w: %s", proxy.ErrNoGateway, reason)
+	}
+	addrs := []netip.Addr{}
+	if a, err := netip.ParseAddr(name); err == nil {
+		addrs = append(addrs, a.Unmap())
+	} else if addrs, err = s.dns.Lookup(ctx, name, "ip"); err != nil {
+		return nil, err
+	}
+	var last error
+	for _, a := range addrs {
+		if !proxy.MayLeave(a) {
+			last = fmt.Errorf("%w: %s is %s, which is not on the internet", proxy.ErrPolicy, name, a)
+			continue
+		}
+		if s.n.mode == "tun" {
+			var d net.Dialer
+			c, err := d.DialContext(ctx, network, netip.AddrPortFrom(a, port).String())
+			if err == nil {
+				return c, nil
+			}
+			last = err
+			continue
+		}
+		c, err := s.n.net.DialContext(ctx, network, netip.AddrPortFrom(a, port).String())
+		if err == nil {
+			return c, nil
+		}
+		last = err
+	}
+	return nil, last
+}
+
+// gateways lists the gateways that the routing table knows a way to.
+func (r *routing) gateways() []gateway.Candidate {
+	t := r.table.Load()
+	var out []gateway.Candidate
+	for id, v := range t.Nodes() {
+		b := v.Extension(wire.ExtGateway)
+		if b == nil || id == r.n.self.ID() {
+			continue
+		}
+		o, err := gateway.ParseOffer(b)
+		if err != nil {
+			continue // of a later version, or of a liar: either way not for us
+		}
+		hop, ok := t.Route(id)
+		if !ok {
+			continue
+		}
+		out = append(out, gateway.Candidate{Key: v.Key(), Name: string(v.Extension(wire.ExtName)), Offer: o,
+			CostMicros: uint32(min(hop.Cost, 1<<32-1)), PathPrice: uint32(min(hop.Price, 1<<32-1))})
+	}
+	return out
+}
+
+// announce puts a gateway's offer into this node's LSA.
+func (r *routing) announce(offer []byte) {
+	if err := r.say(func(l *route.Local) { l.Gateway = offer }); err != nil {
+		r.n.log.Error("the offer is not announced", "err", err)
+	}
+}
+
+// penalise multiplies the cost of the link to a neighbour that loses what it should carry.
+func (r *routing) penalise(id ident.NodeID, permille int) {
+	r.do(func(now time.Time) {
+		if permille <= 1000 {
+			delete(r.penalties, id)
+		} else {
+			r.penalties[id] = permille
+		}
+		for _, l := range r.links {
+			if l.Peer().ID() == id {
+				r.core.LinkChanged(now, r.infoLocked(l))
+			}
+		}
+	})
+	text := r.nameOfID(id) + " carries well again"
+	if permille > 1000 {
+		text = r.nameOfID(id) + " loses what it should carry: traffic avoids it"
+	}
+	r.n.hub.Publish(api.Event{Kind: api.EventMeter, ID: id.String(), Name: r.name(id), Text: text})
+}
+
+func (r *routing) nameOfID(id ident.NodeID) string {
+	if s := r.name(id); s != "" {
+		return s
+	}
+	return id.String()
+}
+
+// nextHop tells which neighbour this node hands packets for a node to.
+func (r *routing) nextHop(dest ident.NodeID) (ident.NodeID, bool) {
+	hop, ok := r.table.Load().Route(dest)
+	if !ok {
+		return 0, false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.links[hop.Link]; l != nil {
+		return l.Peer().ID(), true
+	}
+	return 0, false
+}
+
+// linkLoss is what the link to a neighbour loses by itself, in permille.
+func (r *routing) linkLoss(id ident.NodeID) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.links {
+		if l.Peer().ID() == id {
+			out, _ := l.Loss()
+			return int(out * 1000)
+		}
+	}
+	return 0
+}
+
+// readLinks gives the meter the counters of the packet path.
+func (r *routing) readLinks() []meter.LinkReading {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make([]meter.LinkReading, 0, len(r.links))
+	for _, l := range r.links {
+		nb := l.Neighbour()
+		m := meter.LinkReading{Neighbour: l.Peer().ID(), Epoch: uint64(l.Since().UnixNano()) ^ uint64(nb.Index())<<40}
+		for _, f := range nb.Flows() {
+			m.Recv = append(m.Recv, meter.Flow{Dest: f.Dest, Class: uint8(f.Class), Packets: f.Packets, Bytes: f.Bytes})
+		}
+		for _, f := range nb.Handed() {
+			m.Sent = append(m.Sent, meter.Flow{Dest: f.Dest, Class: uint8(f.Class), Packets: f.Packets, Bytes: f.Bytes})
+		}
+		out = append(out, m)
+	}
+	return out
 }

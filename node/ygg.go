@@ -277,18 +277,16 @@ func (y *yggPlane) offer(ctx context.Context) (stop func(), err error) {
 
 // announce puts the offer into this node's LSA, or takes it out.
 func (y *yggPlane) announce(on bool) {
-	local, err := localOf(y.n.cfg)
-	if err == nil && on {
-		local.Yggdrasil = binary.BigEndian.AppendUint16(nil, yggPort)
+	var port []byte
+	if on {
+		port = binary.BigEndian.AppendUint16(nil, yggPort)
 	}
-	if err == nil {
-		y.n.routing.do(func(now time.Time) { err = y.n.routing.core.SetLocal(now, local) })
-	}
-	if err != nil {
+	if err := y.n.routing.say(func(l *route.Local) { l.Yggdrasil = port }); err != nil {
+		on = false
 		y.n.log.Warn("the offer of Yggdrasil is not announced", "err", err)
 	}
 	y.mu.Lock()
-	y.offered = on && err == nil
+	y.offered = on
 	y.mu.Unlock()
 }
 

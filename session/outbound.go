@@ -142,7 +142,11 @@ func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
 	most := room - overhead // the largest IP packet that fits
 	switch {
 	case ip[0]&innerTypeMask == innerMessage:
-		o.add(s, k, wire.ClassControl, ip, false)
+		class := wire.ClassControl
+		if p.Partial { // of a message: it goes along with outside packets
+			class = wire.ClassGateway
+		}
+		o.add(s, k, class, ip, false)
 		return
 	case outside(ip):
 		o.sealOutside(s, k, p, most)

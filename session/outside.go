@@ -17,13 +17,24 @@ var ErrNoRoom = errors.New("no room for another session")
 
 // SendMessage sends a part of another node one message inside the session, which is opened if need be. It arrives once or,
 // like any datagram, not at all. Channels are numbered in docs/spec/session.md section 3.
+//
+// It is control traffic, which goes before all other.
 func (m *Manager) SendMessage(peer ident.PublicKey, channel byte, payload []byte) error {
+	return m.message(peer, channel, payload, false)
+}
+
+// SendAlong is SendMessage for what speaks of outside packets: it takes its turn among them, and so arrives in order with them.
+func (m *Manager) SendAlong(peer ident.PublicKey, channel byte, payload []byte) error {
+	return m.message(peer, channel, payload, true)
+}
+
+func (m *Manager) message(peer ident.PublicKey, channel byte, payload []byte, along bool) error {
 	if len(payload) > MaxMessage {
 		return fmt.Errorf("message of %d bytes: at most %d", len(payload), MaxMessage)
 	}
 	b := make([]byte, messageHeader, messageHeader+len(payload))
 	b[0], b[1] = innerMessage, channel
-	return m.sendOwn(peer, tun.Packet{Data: append(b, payload...)})
+	return m.sendOwn(peer, tun.Packet{Data: append(b, payload...), Partial: along}) // for want of a better place, see seal
 }
 
 // SendOutside sends outside packets through the session with peer, whole or super-packets, as if the host gave them now. It
