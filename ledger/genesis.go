@@ -13,6 +13,16 @@ type Genesis struct {
 	Chain    string // id; never used twice
 	Time     int64  // seconds since 1970
 	Founders []Founder
+	Settings []tx.Setting // where the bylaws differ from DefaultParams
+	// Validators are the first ones; their operators are founders, numbered from 1 in their order.
+	Validators []FirstValidator
+}
+
+// FirstValidator is a validator from the first block on.
+type FirstValidator struct {
+	Key      ident.PublicKey // consensus key
+	Operator uint64
+	Node     ident.PublicKey // the node that it runs on
 }
 
 // Founder is a member from the first block on.
@@ -31,6 +41,12 @@ func (g *Genesis) Fields(c *tx.Coder) {
 		c.Text(&f.Name, 60)
 		c.Amount(&f.Limit)
 	})
+	tx.List(c, &g.Settings, 1000, func(c *tx.Coder, s *tx.Setting) { s.Fields(c) })
+	tx.List(c, &g.Validators, 100, func(c *tx.Coder, v *FirstValidator) {
+		c.Key(&v.Key)
+		c.U64(&v.Operator)
+		c.Key(&v.Node)
+	})
 }
 
 // Init writes the first state into an empty store.
@@ -44,11 +60,17 @@ func (m *Machine) Init(g Genesis) error {
 	c := &call{m: m, Header: Header{Time: g.Time}, s: newOverlay(m.base), tx: -1}
 	c.s.Set(keyChain, []byte(g.Chain))
 	m.chain = tx.ChainOf(g.Chain)
+	if err := c.beginGovern(g); err != nil {
+		return err
+	}
 	for _, f := range g.Founders {
 		if c.s.Get(accountKey(f.Key)) != nil {
 			return fmt.Errorf("founder %s stands there twice", f.Key)
 		}
 		c.enroll(Member{Key: f.Key, Name: f.Name, Founder: true, Grant: f.Limit})
+	}
+	if err := c.beginOffices(g); err != nil {
+		return err
 	}
 	c.s.flush()
 	return m.Check()
@@ -70,6 +92,9 @@ func (m *Machine) Check() error {
 	})
 	if bad == nil && sum != 0 {
 		bad = fmt.Errorf("balances sum to %d, not to deposits less withdrawals", sum)
+	}
+	if bad == nil {
+		bad = m.checkGovern()
 	}
 	return bad
 }

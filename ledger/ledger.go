@@ -174,7 +174,8 @@ type call struct {
 	tx       int // index of the transaction in the block; -1: none
 	data     []byte
 	postings []Posting
-	bylaws   *Params // in force, once read: they change only in due
+	bylaws   *Params           // in force, once read: they change only in due
+	touched  []ident.PublicKey // validators that may have changed
 }
 
 // deliver executes one transaction: all of it or, but for nonce and rate, nothing.
