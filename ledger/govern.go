@@ -90,6 +90,7 @@ func (c *call) due() {
 	c.evidence()
 	c.dueUpgrade()
 	c.dueGovern()
+	c.dueMoney()
 	c.dueValidators()
 }
 

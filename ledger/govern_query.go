@@ -18,9 +18,6 @@ func (m *Machine) Params() Params { return *m.view(Header{}).params() }
 // ParamsAt returns those that were in force at a time (seconds since 1970).
 func (m *Machine) ParamsAt(t int64) Params { return *m.view(Header{}).paramsAt(t) }
 
-// ParamsKey is the key of the store at which the parameters are, as a record: for proofs.
-func ParamsKey() []byte { return append([]byte(nil), keyParams...) }
-
 // Member returns the member of a number, of any standing.
 func (m *Machine) Member(id uint64) (Member, bool) { return m.view(Header{}).member(id) }
 

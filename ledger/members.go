@@ -193,7 +193,8 @@ func (c *call) members(f func(Member) bool) {
 
 func (c *call) saveMember(m *Member) { c.save(memberKey(m.ID), m) }
 
-// enroll makes a member with an account. The caller has checked that the key is free.
+// enroll makes a member with an account. The caller has checked that the key is free. What it had as an applicant it keeps;
+// books know that by the member's number from now on.
 func (c *call) enroll(m Member) Member {
 	r := c.register()
 	r.Last++
@@ -203,6 +204,11 @@ func (c *call) enroll(m Member) Member {
 	c.save(key(kindKey, m.Key), &keyRole{Member: m.ID, Role: roleMember})
 	c.saveMember(&m)
 	c.limit(&m)
+	var a Account
+	if c.load(accountKey(m.Key), &a); a.Balance != 0 {
+		c.post("account:"+m.Key.String(), -a.Balance, "admission")
+		c.post(fmt.Sprint("member:", m.ID), a.Balance, "admission")
+	}
 	return m
 }
 

@@ -71,6 +71,11 @@ type Params struct {
 	TabWindow         int64 // for claims after the payer closes: time …
 	TabBlocks         int64 // … and blocks
 	TabsPerMember     int64 // open at once
+	NameLife          int64 // term of a name
+	NameGrace         int64 // after it, in which only its owner can renew it
+	NamesPerMember    int64
+	NodeLife          int64 // longest registration of a node
+	NodesPerMember    int64 // registered at once
 	TwoPerson         int64 // entries of the treasury from here on need two treasurers
 	PendingLife       int64 // in which the second one must sign
 	FiscalMonth       int64 // in which a fiscal year begins, 1 is January
@@ -223,6 +228,11 @@ func (p *Params) List() []Param {
 	num(rules, "tab.window", &p.TabWindow, "s", day, 60*day, week, "for claims after the payer closes a tab")
 	num(rules, "tab.window_blocks", &p.TabBlocks, "blocks", 1, 1_000_000, 100, "that must pass too: block time jumps over a halt")
 	num(rules, "tab.each", &p.TabsPerMember, "tabs", 1, 10_000, 64, "of a payer open at once")
+	num(rules, "name.life", &p.NameLife, "s", 30*day, 10*year, year, "after which a name must have been renewed")
+	num(rules, "name.grace", &p.NameGrace, "s", day, year, 30*day, "in which a name that has run out can still be renewed")
+	num(rules, "name.each", &p.NamesPerMember, "names", 0, 1000, 10, "of a member")
+	num(rules, "node.life", &p.NodeLife, "s", day, 10*year, year, "longest registration of a gateway, relay or other node")
+	num(rules, "node.each", &p.NodesPerMember, "nodes", 1, 1000, 20, "of a member registered at once")
 
 	num(rules, "treasury.two_person", &p.TwoPerson, "ncredit", 0, tx.MaxAmount, 100*credit, "entries from here on need two treasurers (where there are two)")
 	num(rules, "treasury.pending", &p.PendingLife, "s", day, 90*day, 14*day, "in which the second treasurer signs")
@@ -325,28 +335,27 @@ func (p *Params) Check() error {
 	return nil
 }
 
-// Fields implements tx.Record: version, time, then each parameter as name and text, so that who knows none of them can
-// read the record, and a state from before a parameter existed has its default.
+// Fields implements tx.Record: the bytes of a tx.Bylaws with each parameter as name and text, so that who knows none of them
+// can read the record, and a state from before a parameter existed has its default.
 func (p *Params) Fields(c *tx.Coder) {
-	c.U64(&p.Version)
-	c.I64(&p.Since)
 	l := p.List()
-	pairs := make([]tx.Setting, len(l))
-	if c.Reading() {
-		for _, r := range l {
-			*r.v = r.Default
-		}
-	} else {
+	b := tx.Bylaws{Version: p.Version, Since: p.Since}
+	if !c.Reading() {
+		b.Settings = make([]tx.Setting, len(l))
 		for i, r := range l {
-			pairs[i] = tx.Setting{Name: r.Name, Value: r.Text()}
+			b.Settings[i] = tx.Setting{Name: r.Name, Value: r.Text()}
 		}
 	}
-	tx.List(c, &pairs, 1000, func(c *tx.Coder, s *tx.Setting) { s.Fields(c) })
+	b.Fields(c)
 	if !c.Reading() {
 		return
 	}
+	p.Version, p.Since = b.Version, b.Since
+	for _, r := range l {
+		*r.v = r.Default
+	}
 	at := 0
-	for _, s := range pairs {
+	for _, s := range b.Settings {
 		for at < len(l) && l[at].Name != s.Name {
 			at++
 		}
@@ -362,7 +371,7 @@ func (p *Params) Fields(c *tx.Coder) {
 	}
 }
 
-var keyParams = key('p', uint8(0))
+var keyParams = tx.StateKeyBylaws()
 
 // params returns the parameters in force.
 func (c *call) params() *Params {

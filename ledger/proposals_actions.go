@@ -12,10 +12,10 @@ func (c *call) checkAction(a tx.Action) error {
 	case *tx.ActText:
 		return nil
 	case *tx.ActBylaws:
-		_, err := c.changed(a.Settings, tx.DecideBylaws)
+		_, err := c.changedParams(a.Settings, tx.DecideBylaws)
 		return err
 	case *tx.ActTariff:
-		_, err := c.changed(a.Settings, tx.DecideTariff)
+		_, err := c.changedParams(a.Settings, tx.DecideTariff)
 		return err
 	case *tx.ActBudget:
 		return c.checkMeasure(tx.DecideBudget, a.Measure)
@@ -52,9 +52,9 @@ func (c *call) doAction(p *Proposal) error {
 	}
 	switch a := p.Action.(type) {
 	case *tx.ActBylaws:
-		return c.change(a.Settings, tx.DecideBylaws)
+		return c.changeParams(a.Settings, tx.DecideBylaws)
 	case *tx.ActTariff:
-		return c.change(a.Settings, tx.DecideTariff)
+		return c.changeParams(a.Settings, tx.DecideTariff)
 	case *tx.ActBudget:
 		return c.doMeasure(tx.DecideBudget, a.Measure, p.ID)
 	case *tx.ActSurplus:
@@ -93,8 +93,8 @@ func (c *call) doAction(p *Proposal) error {
 	return nil
 }
 
-// changed returns the parameters as they would be.
-func (c *call) changed(s []tx.Setting, d tx.Decision) (Params, error) {
+// changedParams returns the parameters as they would be.
+func (c *call) changedParams(s []tx.Setting, d tx.Decision) (Params, error) {
 	p := *c.params()
 	if len(s) == 0 {
 		return p, refuse(CodeValue, "no parameter is named")
@@ -131,8 +131,8 @@ const (
 
 func historyKey(version uint64) []byte { return key(kindParams, uint8(paramsHistory), version) }
 
-func (c *call) change(s []tx.Setting, d tx.Decision) error {
-	p, err := c.changed(s, d)
+func (c *call) changeParams(s []tx.Setting, d tx.Decision) error {
+	p, err := c.changedParams(s, d)
 	if err != nil {
 		return err
 	}
