@@ -395,7 +395,7 @@ func TestGatewayDNS64(t *testing.T) {
 	anna.page(s.up["gw"].Addr6.String()+"\n", "-6", "http://"+WebName+"/whoami") // no detour for what has IPv6
 	limit, cancel := context.WithTimeout(s.ctx, 5*time.Second)
 	defer cancel()
-	if _, err := s.AwaitPing(limit, "anna", netip.MustParseAddr("64:ff9b::198.51.100.81")); err != nil {
+	if _, err := s.AwaitPing(limit, "anna", netip.MustParseAddr("64:ff9b::"+Only4Addr.String())); err != nil {
 		t.Error(err)
 	}
 }
@@ -457,8 +457,23 @@ func TestGatewayFlood(t *testing.T) {
 	s.start()
 	s.online(s.browser("anna"), 15*time.Second)
 	s.online(s.browser("ben"), 15*time.Second)
+	// Servers are some way off: with none, eight streams at their smallest windows overfill the line by themselves.
+	far := netip.MustParseAddr("203.0.113.242")
+	if _, err := s.AddNode("far"); err != nil {
+		t.Fatal(err)
+	}
+	way, err := s.AddLink("isp–far", []string{"isp", "far"}, Shape{Delay: 10 * time.Millisecond}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.AddAddr("isp", way.end("isp").Interface, netip.PrefixFrom(far.Prev(), 30)), s.AddAddr("far", "eth0", netip.PrefixFrom(far, 30))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Exec(s.ctx, "far", "ip", "route", "add", "default", "via", far.Prev().String()); err != nil {
+		t.Fatal(err)
+	}
 	flow := func(port int, f FlowSpec) func() error {
-		f.From, f.To, f.Addr, f.Port, f.Time = "ben", "speed", SpeedAddr4, port, 6*time.Second
+		f.From, f.To, f.Addr, f.Port, f.Time = "ben", "far", far, port, 6*time.Second
 		return func() error { _, err := s.Iperf(s.ctx, f); return err }
 	}
 	for _, c := range []struct {
@@ -510,7 +525,8 @@ func TestGatewayFlood(t *testing.T) {
 			downRate, upRate := float64(down1-down)*8/took/1e6, float64(sent1-sent)*8/took/1e6
 			t.Logf("quiet: ping median %v, p95 %v, max %v", quiet.Median, quiet.P95, quiet.Max)
 			t.Logf("flood of %.1f Mbit/s down, %.1f up: ping median %v, p95 %v, p99 %v, max %v, %d of %d", downRate, upRate, r.Median, r.P95, r.P99, r.Max, r.Received, r.Sent)
-			if downRate < 12 || upRate < 12 || downRate > 22 || upRate > 22 {
+			// The answers of a download stand behind the same member's upload, so TCP does not fill both at once.
+			if downRate < 8 || upRate < 12 || downRate > 22 || upRate > 22 {
 				t.Errorf("a gateway of 20 Mbit/s carried %.1f down and %.1f up", downRate, upRate)
 			}
 			// How late a busy machine is by itself, the quiet pings have shown; and one ping of twenty may show it again.
@@ -726,7 +742,7 @@ func TestRelayThatDropsLosesItsTraffic(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			needs(t, "iperf3", "nft")
 			// The way through n1 is the better one, if only a little.
-			w, ctx := village(t, "[topology]\nkind='diamond'\nn=2\n[[node]]\nname='n2'\nprice=200000\n[[node]]\nname='n3'\nconfig='''\n[firewall]\nrules = [\"allow tcp 5201 from any\", \"allow udp 5201 from any\"]\n'''\n")
+			w, ctx := village(t, "[topology]\nkind='diamond'\nn=2\n[[node]]\nname='n2'\nprice=300000\n[[node]]\nname='n3'\nconfig='''\n[firewall]\nrules = [\"allow tcp 5201 from any\", \"allow udp 5201 from any\"]\n'''\n")
 			if kind == "thief" {
 				feature(t, "ratio")
 				n1, err := w.node("n1")
@@ -768,26 +784,26 @@ func TestRelayThatDropsLosesItsTraffic(t *testing.T) {
 			defer enough()
 			flow := make(chan error, 1)
 			go func() {
-				_, err := w.Iperf(flowing, FlowSpec{From: "n0", To: "n3", Addr: to, Time: 40 * time.Second, UDP: 1100, Rate: 20e6})
+				_, err := w.Iperf(flowing, FlowSpec{From: "n0", To: "n3", Addr: to, Time: 60 * time.Second, UDP: 1100, Rate: 20e6})
 				flow <- err
 			}()
 			begin, stole, moved := time.Now(), false, false
-			for !moved && time.Since(begin) < 35*time.Second && ctx.Err() == nil {
+			for !moved && time.Since(begin) < 50*time.Second && ctx.Err() == nil {
 				bad, good := carried("n1"), carried("n2")
 				wait(ctx, 500*time.Millisecond)
 				bad, good = carried("n1")-bad, carried("n2")-good
 				stole = stole || bad > 500e3
-				moved = good > 1e6 && good > 4*bad
+				moved = stole && good > 1e6 && good > 4*bad // on a busy machine n2 looks better for a while, now and then
 			}
 			enough()
 			if err := <-flow; err != nil && !moved {
 				t.Error(err)
 			}
 			if !stole {
-				t.Error("nothing went through n1 at first: this test sees nothing")
+				t.Error("nothing went through n1: this test sees nothing")
 			}
-			if !moved {
-				t.Error("after 35 s the traffic still goes through n1, which drops 30 %")
+			if stole && !moved {
+				t.Error("after 50 s the traffic still goes through n1, which drops 30 %")
 			}
 			t.Logf("the traffic left n1 after %v", time.Since(begin).Round(100*time.Millisecond))
 		})

@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// Outside is a pretend internet with documentation addresses (RFC 5737, RFC 3849) and real servers. Machines of the world
+// Outside is a pretend internet with documentation addresses (RFC 5737, RFC 3849), but for one, and real servers. Machines of the world
 // get an uplink into it, with or without a NAT of their own making; the rest of the world can only reach it through them.
 //
-//	web    198.51.100.80  2001:db8:80::80   nginx: pages, a large file, uploads
+//	web    198.51.100.80  2001:db8:80::80   nginx: pages, a large file, uploads; and 192.31.196.81
 //	ns     192.0.2.53     2001:db8:53::53   dnsmasq: the names below example.net
 //	speed  198.51.100.201 2001:db8:5::201   nothing yet: for iperf3; and mail on port 25
 //	isp    the router between them, which drops what has no place on the internet by knowing no way to it
@@ -36,9 +36,11 @@ type Outside struct {
 
 // What is where, and by what name. Not below .test, which resolvers never ask anybody for (RFC 6761).
 var (
-	WebAddr4   = netip.MustParseAddr("198.51.100.80")
-	WebAddr6   = netip.MustParseAddr("2001:db8:80::80")
-	Only4Addr  = netip.MustParseAddr("198.51.100.81") // of the web server too; its name has no IPv6 address
+	WebAddr4 = netip.MustParseAddr("198.51.100.80")
+	WebAddr6 = netip.MustParseAddr("2001:db8:80::80")
+	// Of the web server too; its name has no IPv6 address. It is no documentation address, for those must not cross NAT64 under
+	// 64:ff9b::/96 (RFC 6052, section 3.1), but one of AS112, where there is no web server in the real internet (RFC 7535).
+	Only4Addr  = netip.MustParseAddr("192.31.196.81")
 	NameAddr4  = netip.MustParseAddr("192.0.2.53")
 	NameAddr6  = netip.MustParseAddr("2001:db8:53::53")
 	SpeedAddr4 = netip.MustParseAddr("198.51.100.201")
@@ -57,7 +59,7 @@ const (
 )
 
 // OutsideNets are all addresses of the pretend internet, as a filter of tcpdump.
-const OutsideNets = "(net 192.0.2.0/24 or net 198.51.100.0/24 or net 203.0.113.0/24 or ip6 net 2001:db8::/32)"
+const OutsideNets = "(net 192.0.2.0/24 or net 192.31.196.0/24 or net 198.51.100.0/24 or net 203.0.113.0/24 or ip6 net 2001:db8::/32)"
 
 // AddOutside adds the pretend internet to a world and starts its servers.
 func (w *World) AddOutside(ctx context.Context) (*Outside, error) {
@@ -75,7 +77,7 @@ func (w *World) AddOutside(ctx context.Context) (*Outside, error) {
 		net4, net6 string // the router's side; the server's addresses are in the same networks
 		addrs      []string
 	}{
-		{"web", "198.51.100.1/25", "2001:db8:80::1/64", []string{WebAddr4.String() + "/25", Only4Addr.String() + "/25", WebAddr6.String() + "/64"}},
+		{"web", "198.51.100.1/25", "2001:db8:80::1/64", []string{WebAddr4.String() + "/25", Only4Addr.String() + "/24", WebAddr6.String() + "/64"}},
 		{"ns", "192.0.2.1/24", "2001:db8:53::1/64", []string{NameAddr4.String() + "/24", NameAddr6.String() + "/64"}},
 		{"speed", "198.51.100.129/25", "2001:db8:5::1/64", []string{SpeedAddr4.String() + "/25", SpeedAddr6.String() + "/64"}},
 	} {
@@ -92,6 +94,11 @@ func (w *World) AddOutside(ctx context.Context) (*Outside, error) {
 		}
 		for _, a := range s.addrs {
 			if err := w.AddAddr(s.name, "eth0", netip.MustParsePrefix(a)); err != nil {
+				return nil, err
+			}
+		}
+		if s.name == "web" {
+			if err := w.AddAddr("isp", "eth0", netip.PrefixFrom(Only4Addr.Prev(), 24)); err != nil {
 				return nil, err
 			}
 		}
