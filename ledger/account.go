@@ -53,28 +53,12 @@ func load(s Store, k []byte, r tx.Record) bool {
 func (c *call) save(k []byte, r tx.Record) { c.s.Set(k, tx.Encode(r)) }
 func (c *call) drop(k []byte)              { c.s.Set(k, nil) }
 
-// Account is the money of one key.
-type Account struct {
-	Balance int64  // ncredit; may be negative down to -Limit
-	Limit   int64  // credit that the community grants
-	Nonce   uint64 // of the last transaction
-	// The sender's rate: Sent transactions since Window began (seconds since 1970).
-	Window int64
-	Sent   uint32
-}
-
-// Fields implements tx.Record.
-func (a *Account) Fields(c *tx.Coder) {
-	c.I64(&a.Balance)
-	c.I64(&a.Limit)
-	c.U64(&a.Nonce)
-	c.I64(&a.Window)
-	c.U32(&a.Sent)
-}
+// Account is the money of one key. It is a record of ledger/tx, since light clients read it.
+type Account = tx.Account
 
 const kindAccount = 'a'
 
-func accountKey(k ident.PublicKey) []byte { return key(kindAccount, k) }
+func accountKey(k ident.PublicKey) []byte { return tx.StateKeyAccount(k) }
 
 // add returns a+b, refusing what does not fit.
 func add(a, b int64) (int64, error) {

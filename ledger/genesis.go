@@ -78,23 +78,13 @@ func (m *Machine) Init(g Genesis) error {
 
 // Check verifies all invariants of the state. It reads everything: for tests, audits and after a restore.
 func (m *Machine) Check() error {
-	var sum int64
-	var bad error
-	m.base.Scan([]byte{kindAccount}, func(k, v []byte) bool {
-		var a Account
-		if err := tx.Decode(v, &a); err != nil {
-			bad = fmt.Errorf("account %x: %w", k[1:], err)
-		} else if a.Balance < -a.Limit {
-			bad = fmt.Errorf("account %x is %d below its limit", k[1:], -a.Limit-a.Balance)
+	if sum := m.moneyTotal(); sum != 0 {
+		return fmt.Errorf("balances and earmarks sum to %d, not to deposits less withdrawals and funds", sum)
+	}
+	for _, check := range []func() error{m.checkMoney, m.checkGovern} {
+		if err := check(); err != nil {
+			return err
 		}
-		sum += a.Balance
-		return bad == nil
-	})
-	if bad == nil && sum != 0 {
-		bad = fmt.Errorf("balances sum to %d, not to deposits less withdrawals", sum)
 	}
-	if bad == nil {
-		bad = m.checkGovern()
-	}
-	return bad
+	return nil
 }

@@ -99,6 +99,9 @@ func (e *Error) Error() string { return e.Text }
 func refuse(c Code, format string, args ...any) error { return &Error{c, fmt.Sprintf(format, args...)} }
 
 func resultOf(err error) Result {
+	if err == nil {
+		return Result{}
+	}
 	var e *Error
 	if errors.As(err, &e) {
 		return Result{Code: e.Code, Text: e.Text}
@@ -110,6 +113,8 @@ func resultOf(err error) Result {
 type Machine struct {
 	base  Store
 	chain tx.Chain
+	// Transactions whose signature was found good.
+	verified map[[32]byte]bool
 	// Strict checks all invariants after each block and panics when one is broken: for tests and audits.
 	Strict bool
 }

@@ -95,6 +95,18 @@ func (t *TabOpen) Fields(c *Coder) {
 	c.I64(&t.Expiry)
 }
 
+// Opened is the data of a TabOpen that was executed.
+type Opened struct {
+	Tab   TabID
+	Epoch uint32
+}
+
+// Fields implements Record.
+func (o *Opened) Fields(c *Coder) {
+	c.Fixed(o.Tab[:])
+	c.U32(&o.Epoch)
+}
+
 // TabTopUp sets more aside.
 type TabTopUp struct {
 	Tab    TabID

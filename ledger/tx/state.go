@@ -64,6 +64,7 @@ func (a *Account) Fields(c *Coder) {
 type Tab struct {
 	ID      TabID
 	Epoch   uint32 // of this opening: no two on a chain have the same
+	Number  uint32 // tells tabs of the same payer and payee apart
 	PayerID uint64 // members: a tab stays theirs when they change their keys
 	PayeeID uint64
 	Payer   ident.PublicKey // their keys when it was opened
@@ -82,6 +83,7 @@ type Tab struct {
 func (t *Tab) Fields(c *Coder) {
 	c.Fixed(t.ID[:])
 	c.U32(&t.Epoch)
+	c.U32(&t.Number)
 	c.U64(&t.PayerID)
 	c.U64(&t.PayeeID)
 	c.Key(&t.Payer)
