@@ -56,7 +56,7 @@ func TestShort(t *testing.T) {
 		{"line5", []string{"tcp", "rtt", "weft", "kernel"}, []string{"weft", "kernel"}, []string{"tcp", "rtt"}},
 		{"diamond", []string{"heal", "weft"}, []string{"weft"}, []string{"heal-kill", "heal-down", "heal-silent"}},
 		{"join", []string{"join"}, []string{"weft"}, []string{"join"}},
-		{"gateway", []string{"tcp", "down", "rtt", "wireguard", "kernel"}, []string{"wireguard", "kernel"}, []string{"tcp", "down", "rtt"}},
+		{"gateway", []string{"tcp", "down", "rtt", "weft", "wireguard", "kernel"}, []string{"weft", "wireguard", "kernel"}, []string{"tcp", "down", "rtt"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rep, err := Run(t.Context(), Options{

@@ -22,34 +22,6 @@ import (
 	"weft/api"
 )
 
-// pendingFeatures are parts that tests here need and that the program does not have yet, with what is missing. A test that
-// needs one is skipped; WEFT_PENDING=try runs it all the same.
-var pendingFeatures = map[string]string{
-	"gateway": "[gateway] and weft gateway with root at both ends",
-	"exit":    "a gateway without root",
-	"socks":   "the proxies of a node without root lead outside",
-	"dns":     "[dns] and names from outside",
-	"dns64":   "DNS64 and NAT64",
-	"standby": "failing over to another gateway",
-	"fair":    "fair shares at the gateway",
-	"restore": "what kill -9 leaves is taken back",
-	"meter":   "weft meter",
-	"guest":   "devices without Weft",
-	"ratio":   "delivered ratios count in link cost",
-}
-
-func feature(t *testing.T, names ...string) {
-	t.Helper()
-	if os.Getenv("WEFT_PENDING") == "try" {
-		return
-	}
-	for _, n := range names {
-		if why, pending := pendingFeatures[n]; pending {
-			t.Skipf("SKIPPED: not there yet: %s", why)
-		}
-	}
-}
-
 // nobody is the user that runs a node without root.
 const nobody = 65534
 
@@ -240,16 +212,12 @@ func (s *shared) closed(b browser, gateway string, h House) {
 // Two members, one with root and one without, share the line of a third, three hops away. On the wires between them nobody
 // sees where they go, and nothing behind the gateway but the internet is theirs.
 func TestGateway(t *testing.T) {
-	feature(t, "gateway", "dns")
 	for _, c := range []struct {
 		name string
 		uid  int
 		size int64
 	}{{"root", 0, 40e6}, {"nobody", nobody, 20e6}} {
 		t.Run("gateway as "+c.name, func(t *testing.T) {
-			if c.uid != 0 {
-				feature(t, "exit")
-			}
 			s := newShared(t)
 			s.node("anna", 0, uses)
 			s.node("ben", nobody, uses)
@@ -273,10 +241,7 @@ func TestGateway(t *testing.T) {
 				wires = append(wires, capture(t, s.ctx, s.World, l[0], l[1]))
 			}
 			s.start()
-			clients := []browser{s.browser("anna")}
-			if _, pending := pendingFeatures["socks"]; !pending || os.Getenv("WEFT_PENDING") == "try" {
-				clients = append(clients, s.browser("ben"))
-			}
+			clients := []browser{s.browser("anna"), s.browser("ben")}
 			for _, b := range clients {
 				s.online(b, 15*time.Second)
 				b.page(Page, "http://"+WebName+"/")
@@ -286,9 +251,6 @@ func TestGateway(t *testing.T) {
 			for _, wire := range wires {
 				if err := wire.Stop(); err != nil {
 					t.Error(err)
-				}
-				if wire.node == "ben" && len(clients) == 1 {
-					continue
 				}
 				if seen, err := wire.clear(s.ctx); err != nil || len(seen) > 0 {
 					t.Errorf("on the wire of %s one sees %q; %v", wire.node, seen[:min(len(seen), 5)], err)
@@ -324,7 +286,6 @@ func TestGateway(t *testing.T) {
 
 // What the commands say and do: offering, choosing by name, stopping, and not using any.
 func TestGatewayCommands(t *testing.T) {
-	feature(t, "gateway", "dns")
 	s := newShared(t)
 	s.node("anna", 0, "")
 	s.node("gw", 0, upstream)
@@ -380,29 +341,48 @@ func TestGatewayCommands(t *testing.T) {
 	offline("the gateway stopped")
 }
 
-// A member whose programs speak IPv6 only reaches a server that has an IPv4 address only.
+// A phone with nothing but IPv6, behind a router that uses a gateway elsewhere, reaches a server that has an IPv4 address only.
 func TestGatewayDNS64(t *testing.T) {
-	feature(t, "gateway", "dns", "dns64")
 	s := newShared(t)
-	s.node("anna", 0, uses+"\n[dns]\ndns64 = true\n")
+	s.node("router", 0, uses+"\n[guest]\ninterface = \"eth1\"\nmode = \"open\"\n")
 	s.node("gw", 0, offers+upstream)
-	s.line(Shape{}, "anna", "gw")
+	s.line(Shape{}, "router", "gw")
+	if _, err := s.AddNode("phone"); err != nil {
+		t.Fatal(err)
+	}
+	s.line(Shape{}, "router", "phone")
 	s.uplink("gw", 0)
 	s.start()
-	anna := s.browser("anna")
-	s.online(anna, 15*time.Second)
-	anna.page(s.up["gw"].Addr4.String()+"\n", "-6", "http://"+Only4Name+"/whoami")
-	anna.page(s.up["gw"].Addr6.String()+"\n", "-6", "http://"+WebName+"/whoami") // no detour for what has IPv6
+	s.online(s.browser("router"), 15*time.Second)
+	var own netip.Prefix
+	until(t, s.ctx, "the phone gets a mesh address by router advertisement", func() bool {
+		out, err := s.Exec(s.ctx, "phone", "ip", "-6", "-o", "addr", "show", "dev", "eth0", "scope", "global")
+		for _, f := range strings.Fields(string(out)) {
+			if p, parseErr := netip.ParsePrefix(f); parseErr == nil && strings.HasPrefix(f, "3") {
+				own = p.Masked()
+			}
+		}
+		return err == nil && own.IsValid()
+	})
+	until(t, s.ctx, "the router advertises the way to the internet", func() bool {
+		out, err := s.Exec(s.ctx, "phone", "ip", "-6", "route", "show", "default")
+		return err == nil && len(out) > 0
+	})
+	if err := s.SetResolver("phone", own.Addr().Next()); err != nil { // the router, as its advertisement says
+		t.Fatal(err)
+	}
+	phone := browser{t: t, ctx: s.ctx, w: s.World, node: "phone"}
+	phone.page(s.up["gw"].Addr4.String()+"\n", "http://"+Only4Name+"/whoami")
+	phone.page(s.up["gw"].Addr6.String()+"\n", "http://"+WebName+"/whoami") // no detour for what has IPv6
 	limit, cancel := context.WithTimeout(s.ctx, 5*time.Second)
 	defer cancel()
-	if _, err := s.AwaitPing(limit, "anna", netip.MustParseAddr("64:ff9b::"+Only4Addr.String())); err != nil {
+	if _, err := s.AwaitPing(limit, "phone", netip.MustParseAddr("64:ff9b::"+Only4Addr.String())); err != nil {
 		t.Error(err)
 	}
 }
 
 // Of two gateways the one in use is killed: new connections work within three seconds.
 func TestGatewayFailover(t *testing.T) {
-	feature(t, "gateway", "standby")
 	s := newShared(t)
 	s.node("anna", 0, uses)
 	s.node("r1", 0, "")
@@ -445,7 +425,6 @@ func (s *shared) counted(node, dev string) (rx, tx int64) {
 
 // One member floods a gateway of 20 Mbit/s in both directions; another one's ping stays below 30 ms.
 func TestGatewayFlood(t *testing.T) {
-	feature(t, "gateway", "fair")
 	s := newShared(t)
 	s.node("anna", 0, uses)
 	s.node("ben", 0, uses)
@@ -543,7 +522,6 @@ func TestGatewayFlood(t *testing.T) {
 // kill -9 of a gateway and of a client that has a line of its own leaves both machines online by themselves; after the next
 // start and stop nothing tells that there ever was a gateway.
 func TestGatewayKillLeavesTheHostOnline(t *testing.T) {
-	feature(t, "gateway", "dns", "restore")
 	s := newShared(t)
 	s.node("anna", 0, uses)
 	s.node("relay", 0, "")
@@ -585,8 +563,8 @@ func TestGatewayKillLeavesTheHostOnline(t *testing.T) {
 	if err := own.Stop(); err != nil {
 		t.Error(err)
 	}
-	// The nodes themselves may talk over their lines, but for what is sealed; and neighbours find each other's hardware addresses.
-	if seen, err := own.Matching(s.ctx, "("+OutsideNets+" and not udp port 7117 and not (icmp6 and ip6[40] >= 133)) or port 53"); err != nil || len(seen) > 0 {
+	// The nodes themselves may talk over their lines, for that is sealed, and routers may answer that they know no way.
+	if seen, err := own.Matching(s.ctx, "("+OutsideNets+" and (tcp or (udp and not port 7117) or icmp[0] == 8 or (icmp6 and ip6[40] == 128))) or port 53"); err != nil || len(seen) > 0 {
 		t.Errorf("anna's own line saw %q; %v", seen, err)
 	}
 	for _, n := range []string{"anna", "gw"} {
@@ -618,7 +596,6 @@ func soak() bool { return os.Getenv("WEFT_SOAK") != "" }
 
 // Both ends of a session through a path that loses 2 % count the same, within the tolerance for radio links.
 func TestMetersAgree(t *testing.T) {
-	feature(t, "gateway", "meter")
 	s := newShared(t)
 	s.node("anna", 0, uses)
 	s.node("relay", 0, "")
@@ -744,7 +721,6 @@ func TestRelayThatDropsLosesItsTraffic(t *testing.T) {
 			// The way through n1 is the better one, if only a little.
 			w, ctx := village(t, "[topology]\nkind='diamond'\nn=2\n[[node]]\nname='n2'\nprice=300000\n[[node]]\nname='n3'\nconfig='''\n[firewall]\nrules = [\"allow tcp 5201 from any\", \"allow udp 5201 from any\"]\n'''\n")
 			if kind == "thief" {
-				feature(t, "ratio")
 				n1, err := w.node("n1")
 				if err != nil {
 					t.Fatal(err)

@@ -106,7 +106,6 @@ func (s *shared) join(phone, ifname string) (portal string) {
 // A phone without Weft comes to a router: it gets addresses, sees the mesh and a first page, and with a voucher the internet
 // through a gateway elsewhere in the mesh.
 func TestGuest(t *testing.T) {
-	feature(t, "gateway", "dns", "guest")
 	s := newShared(t)
 	s.node("router", 0, uses+"\n[guest]\ninterface = \"eth1\"\n")
 	s.node("gw", 0, offers+upstream+"[firewall]\nrules = [\"allow tcp 80 from any\"]\n")
