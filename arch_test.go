@@ -68,7 +68,7 @@ var libs = []struct {
 	prefix, rooms, why string
 }{
 	{"filippo.io/edwards25519", "ident", "Edwards to Montgomery"},
-	{"github.com/hdevalence/ed25519consensus", "ident", "the one verifier, ZIP-215, on and off chain"},
+	{"github.com/hdevalence/ed25519consensus", "ident ledger/lite", "the one verifier, ZIP-215, on and off chain; validators sign as CometBFT has it, without a domain of ours"},
 	{"github.com/dchest/siphash", "wire route forward", "hop MACs, digests"},
 	{"github.com/flynn/noise", "session", "the end-to-end handshake"},
 	{"github.com/quic-go/quic-go", "link", "the control channel"},
