@@ -89,6 +89,19 @@ type Params struct {
 	PatronageBasis    int64 // one of Basis…
 	Retirement        int64 // one of Retire…
 	RetireEquity      int64 // capital kept back at least, permille of all capital
+	Witness           int64 // number of the member who countersigns where there is no second treasurer; 0: nobody is named
+	ReversalTime      int64 // entries can be reversed so long
+	YearGrace         int64 // from the end of a fiscal period to the close of its books
+	Loss              int64 // one of Loss…
+	Pooled            int64 // 1: one surplus for all margin classes
+	SharedBy          int64 // one of Shared…: how margin classes carry costs that they share
+	AssetLock         int64 // 1: a surplus stays in the reserve, none is allocated to members
+	SharesLeast       int64 // of a holder
+	SharesMost        int64
+	EquityLeast       int64 // funds that a retirement must leave, permille of all assets; 0: no such rule
+	DebtMost          int64 // owed to members and others at a retirement, permille of the funds; 0: no such rule
+	UnclaimedYears    int64 // after which what a former member does not claim goes to the solidarity fund; 0: never
+	Offset            int64 // 1: what is retired pays a member's debts first
 	MemberFee         int64 // flat fee of a member per fiscal month
 	SolidarityPercent int64 // discount of members on the solidarity tier, permille, paid by the fund
 }
@@ -119,6 +132,22 @@ const (
 	RetireFIFO    = 0
 	RetireLIFO    = 1
 	RetirePercent = 2
+	RetireHybrid  = 3
+	RetireAny     = 4 // as each vote says
+)
+
+// What becomes of a loss.
+const (
+	LossCarry   = 0 // coming surpluses make it good
+	LossReserve = 1 // the reserve does as far as it reaches; the rest is carried
+	LossMembers = 2 // it is allocated as a surplus would be, and taken from members' capital
+)
+
+// How margin classes carry shared costs.
+const (
+	SharedRevenue = 0 // by what came in
+	SharedEqual   = 1
+	SharedBytes   = 2 // by bytes carried
 )
 
 // Param is one parameter of a [Params].
@@ -234,8 +263,10 @@ func (p *Params) List() []Param {
 	num(rules, "node.life", &p.NodeLife, "s", day, 10*year, year, "longest registration of a gateway, relay or other node")
 	num(rules, "node.each", &p.NodesPerMember, "nodes", 1, 1000, 20, "of a member registered at once")
 
-	num(rules, "treasury.two_person", &p.TwoPerson, "ncredit", 0, tx.MaxAmount, 100*credit, "entries from here on need two treasurers (where there are two)")
+	num(rules, "treasury.two_person", &p.TwoPerson, "ncredit", 0, tx.MaxAmount, 100*credit, "entries from here on, one by one or of a day together, need a second signature: of another treasurer or treasury.witness, or, where there is neither, of any other member")
 	num(rules, "treasury.pending", &p.PendingLife, "s", day, 90*day, 14*day, "in which the second treasurer signs")
+	num(rules, "treasury.witness", &p.Witness, "member", 0, math.MaxInt64, 0, "who may countersign besides treasurers; 0: nobody")
+	num(rules, "treasury.reversal", &p.ReversalTime, "s", day, 2*year, 90*day, "in which an entry can be reversed")
 	num(rules, "year.month", &p.FiscalMonth, "month", 1, 12, 1, "in which a fiscal year begins")
 	num(rules, "year.months", &p.FiscalMonths, "months", 1, 12, 12, "length of a fiscal period; divides 12")
 	num(rules, "surplus.reserve", &p.Reserve, "permille", 0, 1000, 100, "goes to the reserve")
@@ -245,8 +276,19 @@ func (p *Params) List() []Param {
 	num(rules, "surplus.cash_least", &p.CashLeast, "ncredit", 0, tx.MaxAmount, 5*credit, "smaller refunds are credited, not paid out")
 	num(rules, "surplus.minor", &p.Minor, "ncredit", 1, 1_000*credit, credit/100, "the smallest unit that books speak of")
 	word(rules, "surplus.basis", &p.PatronageBasis, []string{"paid", "bytes"}, BasisPaid, "what patronage is measured in")
-	word(rules, "capital.retirement", &p.Retirement, []string{"fifo", "lifo", "percent"}, RetireFIFO, "which capital is paid back first")
+	word(rules, "capital.retirement", &p.Retirement, []string{"fifo", "lifo", "percent", "hybrid", "any"}, RetireFIFO, "which capital is paid back first")
 	num(rules, "capital.kept", &p.RetireEquity, "permille", 0, 1000, 0, "of all capital is never paid back")
+	num(rules, "year.grace", &p.YearGrace, "s", day, 240*day, 60*day, "after a fiscal period in which what belongs to it may still be booked; then its surplus is divided")
+	word(rules, "surplus.loss", &p.Loss, []string{"carry", "reserve", "members"}, LossCarry, "what becomes of a loss: coming surpluses make it good, the reserve does, or members' capital")
+	word(rules, "surplus.pooled", &p.Pooled, flag, 1, "all margin classes make one surplus")
+	word(rules, "surplus.shared", &p.SharedBy, []string{"revenue", "equal", "bytes"}, SharedRevenue, "by what margin classes carry the costs that they share")
+	num(rules, "share.least", &p.SharesLeast, "shares", 0, 1_000_000, 0, "of a holder")
+	num(rules, "share.most", &p.SharesMost, "shares", 1, 1_000_000, 1000, "of a holder")
+	word(rules, "share.lock", &p.AssetLock, flag, 0, "asset lock: a surplus stays in the reserve, and none is allocated to members")
+	num(rules, "capital.equity", &p.EquityLeast, "permille", 0, 1000, 0, "of all assets must be left in funds when capital is paid back; 0: no such rule")
+	num(rules, "capital.debt", &p.DebtMost, "permille", 0, 1_000_000, 0, "of the funds at most may be owed to members and others when capital is paid back; 0: no such rule")
+	word(rules, "capital.offset", &p.Offset, flag, 1, "capital that is paid back pays a member's debts first")
+	num(rules, "capital.unclaimed", &p.UnclaimedYears, "years", 0, 50, 5, "after which what a former member does not claim goes to the solidarity fund; 0: never")
 	return l
 }
 
@@ -327,6 +369,8 @@ func (p *Params) Check() error {
 		return refuse(CodeValue, "surplus.reserve and surplus.solidarity are more than the whole surplus")
 	case 12%p.FiscalMonths != 0:
 		return refuse(CodeValue, "year.months does not divide the year")
+	case p.SharesLeast > p.SharesMost:
+		return refuse(CodeValue, "share.least is more than share.most")
 	case p.TabWindow >= p.TabLife:
 		return refuse(CodeValue, "tab.window is not shorter than tab.life")
 	case p.QuorumMost != 0 && p.QuorumMost < p.QuorumLeast:
