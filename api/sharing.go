@@ -160,7 +160,6 @@ type MeterSession struct {
 	Name     string    `json:"name,omitempty"`   // its name, if it has one
 	Role     string    `json:"role"`             // gateway or client: what the other node is here
 	Total    Traffic   `json:"total"`            // as this node counts, since ever
-	Heard    Traffic   `json:"heard"`            // as the other node says: what it sent and received, since its counters began
 	Agreed   Traffic   `json:"agreed"`           // delivered, as both ends know: what a bill would say, without the constant per packet
 	SentBps  uint64    `json:"sent_bps"`         // at present, bit/s
 	RecvBps  uint64    `json:"recv_bps"`         // at present, bit/s
@@ -214,7 +213,7 @@ type Voucher struct {
 	Minutes   int       `json:"minutes"`            // from the first use; 0 is no limit
 	Bytes     int64     `json:"bytes"`              // 0 is no limit
 	Devices   int       `json:"devices"`            // how many may use it; 0 is no limit
-	State     string    `json:"state"`              // new, in use, used up, expired, revoked
+	State     string    `json:"state"`              // new, active, used up, expired, revoked
 	Created   time.Time `json:"created"`            // when it was made
 	Activated time.Time `json:"activated,omitzero"` // first use
 	Expires   time.Time `json:"expires,omitzero"`   // end

@@ -15,7 +15,7 @@ type Gateway struct {
 
 	Offer     bool     `toml:"offer" doc:"Share this device's internet line with the mesh. weft gateway offer does the same while the node runs."`
 	Price     uint32   `toml:"price" doc:"What a MiB costs through this gateway, both directions, in ncredit. 100000 is about 0.10 credits per GB."`
-	Down      Rate     `toml:"down" doc:"What of the line's download others may have together, such as \"20 Mbit/s\"; a little less than the line has keeps delays short.\n0 sets no limit, and then nobody is kept from crowding out others." example:"\"20 Mbit/s\""`
+	Down      Rate     `toml:"down" doc:"What of the line's download others may have together, such as \"20 Mbit/s\"; 10 to 20 % less than the line has keeps delays short.\n0 sets no limit, and then nobody is kept from crowding out others." example:"\"20 Mbit/s\""`
 	Up        Rate     `toml:"up" doc:"The same for upload." example:"\"5 Mbit/s\""`
 	Interface string   `toml:"interface" doc:"The interface that the line is on; empty is the one that the default route names." example:"\"eth0\""`
 	IPv4      bool     `toml:"ipv4" doc:"Share IPv4."`

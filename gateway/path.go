@@ -72,12 +72,26 @@ func (l *line) put(it *item) {
 	}
 }
 
+// tiny is the longest packet that has a queue of its own: TCP's acknowledgements, calls, games, questions for names. Behind
+// the same member's upload they would slow down its download.
+const tiny = 128
+
+// submit queues a packet of a member. What is tiny has a fifth of the member's share to itself, so sending everything in
+// tiny pieces as well gains no more than that.
+func (l *line) submit(share uint64, weight, size int, it *item) {
+	if size <= tiny {
+		l.shaper.Submit(share<<1|1, weight, size, it)
+		return
+	}
+	l.shaper.Submit(share<<1, 4*weight, size, it)
+}
+
 // push copies a packet into the queue.
 func (l *line) push(share uint64, weight int, peer ident.PublicKey, ip []byte, seg uint16, partial bool) {
 	it := l.get(len(ip))
 	it.peer = peer
 	it.pkt = tun.Packet{Data: it.buf[:copy(it.buf, ip)], SegSize: seg, Partial: partial}
-	l.shaper.Submit(share, weight, len(ip), it)
+	l.submit(share, weight, len(ip), it)
 }
 
 // pushCut is push for what may be a super-packet: it is cut so that no piece takes the line for long.
@@ -228,7 +242,7 @@ func (g *Gateway) toClient6(tr *translator, l *lease, p *tun.Packet, v6 addr) {
 			return
 		}
 		it.peer, it.pkt = l.key, tun.Packet{Data: b}
-		g.down.shaper.Submit(l.share, t.weight, len(b), it)
+		g.down.submit(l.share, t.weight, len(b), it)
 	}
 	if kbps := t.limits.DownKbps; kbps != 0 && !l.mayTake(&l.down, kbps, len(p.Data), g) {
 		g.refuse(l, overRate)
@@ -290,7 +304,7 @@ func (g *Gateway) answerHost(p *tun.Packet, pk *packet) {
 		return
 	}
 	it.pkt = tun.Packet{Data: b}
-	g.up.shaper.Submit(0, 1, len(b), it)
+	g.up.submit(0, 1, len(b), it)
 }
 
 // refuse counts a packet that does not pass.
@@ -398,7 +412,7 @@ func (g *Gateway) answerPeer(l *lease, t *terms, ip []byte, p *packet) {
 		return
 	}
 	it.peer, it.pkt = l.key, tun.Packet{Data: b}
-	g.down.shaper.Submit(l.share, t.weight, len(b), it)
+	g.down.submit(l.share, t.weight, len(b), it)
 }
 
 // translate makes an IPv4 packet of one to the NAT64 prefix and sends it on its way.
@@ -432,5 +446,5 @@ func (g *Gateway) translate(l *lease, t *terms, ip []byte, partial bool) {
 		return
 	}
 	it.pkt = tun.Packet{Data: b}
-	g.up.shaper.Submit(l.share, t.weight, len(b), it)
+	g.up.submit(l.share, t.weight, len(b), it)
 }
