@@ -720,7 +720,7 @@ func TestValidators(t *testing.T) {
 	if !slices.Equal(now(), []int{1, 4, 5}) {
 		t.Error(now())
 	}
-	w.refuse(CodeForbid, 2, &tx.Resign{})
+	w.refuse(CodeUnknown, 2, &tx.Resign{})
 	if g := w.decide(&tx.ActValidators{Changes: []tx.ValidatorChange{ch(1, 0, true), ch(4, 0, true)}}, 1, 3, 4); g.Stage != Done {
 		t.Error(g)
 	}
@@ -938,5 +938,107 @@ func BenchmarkOpenVote10k(b *testing.B) {
 	c = w.m.view(Header{Height: 2, Time: w.now + 2*day})
 	for b.Loop() {
 		c.electorate(day)
+	}
+}
+
+// Who becomes a member in the block in which a vote opens has no vote in it, before the opening or after it in that block.
+func TestVotersOfTheSameBlock(t *testing.T) {
+	w := newGov(t, 2, "vote.notice=3600", "vote.early=no", "member.vouches=2", "vote.quorum_least=1")
+	w.must(9, w.apply(9, 1))
+	id := w.propose(1, &tx.ActText{})
+	_, g, _ := w.m.Proposal(id)
+	w.block(g.Opens-w.now, w.sign(2, &tx.Vouch{Applicant: govKey(9)}))
+	if w.stage(id) != Voting || w.member(3).State != Active || w.m.MayVote(id, 3) || !w.m.MayVote(id, 2) {
+		t.Errorf("%s, %+v", w.stage(id), w.member(3))
+	}
+	w.refuse(CodeForbid, 9, &tx.Vote{Proposal: id, Choice: tx.Yes})
+	// Nor has who is reinstated while it runs.
+	if _, g, _ := w.m.Proposal(id); g.Eligible != 2 {
+		t.Errorf("%+v", g)
+	}
+}
+
+// A former member asks to come back and gets a new key meanwhile: the old key does not come back with the application.
+func TestRekeyOfFormerMember(t *testing.T) {
+	w := newGov(t, 4, "rekey.vouches=2", "member.vouches=3", "rekey.delay=86400")
+	w.must(4, &tx.Leave{})
+	w.must(4, w.apply(4, 1))
+	r := w.rekey(4, 4, 40)
+	w.must(1, &r)
+	w.must(2, &r)
+	w.pass(day)
+	if w.member(4).Key != govKey(40) || len(w.m.Applications()) != 0 {
+		t.Fatalf("%+v %+v", w.member(4), w.m.Applications())
+	}
+	w.refuse(CodeUnknown, 2, &tx.Vouch{Applicant: govKey(4)})
+	w.must(40, w.apply(40, 1))
+	w.must(2, &tx.Vouch{Applicant: govKey(40)})
+	w.must(3, &tx.Vouch{Applicant: govKey(40)})
+	if m := w.member(4); m.State != Active || w.m.ActiveMembers() != 4 {
+		t.Errorf("%+v", m)
+	}
+}
+
+// A transaction of the past, of another chain, or altered, is refused whatever it does.
+func TestReplayGovern(t *testing.T) {
+	w := newGov(t, 3, "vote.notice=0", "vote.early=no")
+	id := w.propose(1, &tx.ActText{})
+	w.block(1)
+	yes := w.sign(1, &tx.Vote{Proposal: id, Choice: tx.Yes})
+	no := func() []byte {
+		raw, err := tx.Tx{Chain: tx.ChainOf("gov-2"), Nonce: 2, Expiry: w.now + day, Body: &tx.Vote{Proposal: id, Choice: tx.No}}.Sign(govAgent(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return raw
+	}()
+	bent := slices.Clone(yes)
+	bent[len(bent)-65] = byte(tx.No)
+	out := w.block(1, no, bent, yes, yes)
+	for i, want := range []Code{CodeChain, CodeSig, OK, CodeNonce} {
+		if out.Results[i].Code != want {
+			t.Errorf("%d: %+v, want %d", i, out.Results[i], want)
+		}
+	}
+	if _, g, _ := w.m.Proposal(id); g.Yes != 1 || g.No != 0 {
+		t.Errorf("%+v", g)
+	}
+}
+
+func TestGenesisGovern(t *testing.T) {
+	good := func() Genesis {
+		return Genesis{Chain: "g", Time: 1000, Founders: []Founder{{Key: govKey(1), Name: "x"}}, Settings: []tx.Setting{{Name: "tariff.free", Value: "100"}},
+			Validators: []FirstValidator{{govKey(101), 1, govKey(201)}}}
+	}
+	for name, spoil := range map[string]func(*Genesis){
+		"founder twice":       func(g *Genesis) { g.Founders = append(g.Founders, g.Founders[0]) },
+		"unknown parameter":   func(g *Genesis) { g.Settings[0].Name = "x" },
+		"value out of bounds": func(g *Genesis) { g.Settings[0].Value = "0" },
+		"operator unknown":    func(g *Genesis) { g.Validators[0].Operator = 2 },
+		"validator twice":     func(g *Genesis) { g.Validators = append(g.Validators, g.Validators[0]) },
+		"no time":             func(g *Genesis) { g.Time = 0 },
+		"no founder":          func(g *Genesis) { g.Founders = nil },
+	} {
+		g := good()
+		spoil(&g)
+		m, _ := New(NewMem())
+		if m.Init(g) == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	g := good()
+	var back Genesis
+	if err := tx.Decode(tx.Encode(&g), &back); err != nil || fmt.Sprint(back) != fmt.Sprint(g) {
+		t.Errorf("%v: %+v", err, back)
+	}
+	m, _ := New(NewMem())
+	if err := m.Init(g); err != nil {
+		t.Fatal(err)
+	}
+	if p := m.Params(); p.FreeKbit != 100 || p.Version != 1 || p.Since != 1000 {
+		t.Errorf("%+v", p)
+	}
+	if err := m.Init(g); err == nil {
+		t.Error("began twice")
 	}
 }

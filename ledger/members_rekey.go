@@ -215,6 +215,7 @@ func (c *call) rekeyDue(member uint64, next ident.PublicKey) {
 func (c *call) moveKey(m *Member, next ident.PublicKey) {
 	c.dropRekeys(m.ID)
 	old := m.Key
+	c.lapse(old) // of a former member who would come back under the old key
 	c.save(key(kindKey, old), &keyRole{Member: m.ID, Role: roleVoid})
 	c.save(key(kindKey, next), &keyRole{Member: m.ID, Role: roleMember})
 	var a, n Account
