@@ -12,7 +12,7 @@ func (c *call) govern(t tx.Tx) (known bool, err error) {
 	from := t.Sender
 	switch b := t.Body.(type) {
 	case *tx.Apply:
-		return true, c.apply(from, b)
+		return true, c.applyFor(from, b)
 	case *tx.Vouch:
 		return true, c.vouch(from, b)
 	case *tx.Unvouch:

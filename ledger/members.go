@@ -365,7 +365,7 @@ func (c *call) sponsor(from ident.PublicKey, b *tx.Apply) (Member, error) {
 	return s, nil
 }
 
-func (c *call) apply(from ident.PublicKey, b *tx.Apply) error {
+func (c *call) applyFor(from ident.PublicKey, b *tx.Apply) error {
 	s, err := c.sponsor(from, b)
 	if err != nil {
 		return err
@@ -486,6 +486,9 @@ func (c *call) leave(from ident.PublicKey) error {
 	var a Account
 	if c.load(accountKey(from), &a); a.Balance != 0 {
 		return refuse(CodeFunds, "your account is at %d ncredit: bring it to zero before you leave", a.Balance)
+	}
+	if a.Tabs != 0 {
+		return refuse(CodeState, "you pay from %d tabs still: close them and wait for their end", a.Tabs)
 	}
 	if m.State == Active && c.register().Active == 1 {
 		return refuse(CodeState, "you are the last active member")
