@@ -540,7 +540,7 @@ func TestGovernAgainstModel(t *testing.T) {
 		for _, s := range []string{"member.admission", n.rules.admission, "vote.notice", fmt.Sprint(n.rules.notice), "vote.window", "7200", "propose.support", fmt.Sprint(n.rules.support),
 			"vote.age", fmt.Sprint(n.rules.age), "vote.quorum", fmt.Sprint(n.rules.quorum), "vote.quorum_most", "0", "vote.quorum_least", fmt.Sprint(n.rules.least), "vote.early", early,
 			"proxy.most", "2", "rekey.vouches", "2", "rekey.delay", fmt.Sprint(day), "member.application_life", fmt.Sprint(3 * day), "propose.each", "2", "propose.all", "10",
-			"tx.each", "10000", "member.vouches_each", "1000", "vote.kept", fmt.Sprint(10 * year)} {
+			"tx.each", "10000", "member.vouch_age", "0", "member.vouches_each", "1000", "vote.kept", fmt.Sprint(10 * year)} {
 			if len(g.Settings) == 0 || g.Settings[len(g.Settings)-1].Value != "" {
 				g.Settings = append(g.Settings, tx.Setting{Name: s})
 			} else {

@@ -42,7 +42,7 @@ func newGov(t testing.TB, n int, settings ...string) *gov {
 	for i := 1; i <= n; i++ {
 		g.Founders = append(g.Founders, Founder{Key: govKey(i), Name: fmt.Sprint("member ", i), Limit: 100})
 	}
-	for _, s := range append([]string{"tx.each=1000"}, settings...) {
+	for _, s := range append([]string{"tx.each=1000", "member.vouch_age=0"}, settings...) {
 		name, value, _ := strings.Cut(s, "=")
 		g.Settings = append(g.Settings, tx.Setting{Name: name, Value: value})
 	}
@@ -937,6 +937,7 @@ func BenchmarkOpenVote10k(b *testing.B) {
 	c.s.flush()
 	c = w.m.view(Header{Height: 2, Time: w.now + 2*day})
 	for b.Loop() {
+		c.voters = electors{}
 		c.electorate(day)
 	}
 }
@@ -1041,4 +1042,24 @@ func TestGenesisGovern(t *testing.T) {
 	if err := m.Init(g); err == nil {
 		t.Error("began twice")
 	}
+}
+
+// Two colluding members cannot fill the register: whom they let in may not vouch for a while. A founder alone can begin.
+func TestVouchingInChains(t *testing.T) {
+	w := newGov(t, 1, "member.vouch_age=1209600", "member.vouches=2", "member.vouches_each=3")
+	for i := 2; i <= 4; i++ {
+		w.must(i, w.apply(i, 1))
+	}
+	if n := w.m.ActiveMembers(); n != 4 {
+		t.Fatalf("%d members", n)
+	}
+	w.refuse(CodeTooMany, 5, w.apply(5, 1))
+	w.refuse(CodeTooMany, 5, w.apply(5, 2))
+	w.pass(15 * day)
+	w.must(5, w.apply(5, 2))
+	if n := w.m.ActiveMembers(); n != 4 {
+		t.Errorf("one vouch sufficed where four may vouch")
+	}
+	w.must(3, &tx.Vouch{Applicant: govKey(5)})
+	w.member(5)
 }

@@ -181,6 +181,7 @@ type call struct {
 	postings []Posting
 	bylaws   *Params           // in force, once read: they change only in due
 	touched  []ident.PublicKey // validators that may have changed
+	voters   electors          // counted once in a block
 }
 
 // deliver executes one transaction: all of it or, but for nonce and rate, nothing.

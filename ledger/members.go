@@ -390,7 +390,17 @@ func (c *call) vouched(a *Application) bool {
 			n++
 		}
 	}
-	return n >= min(c.params().Vouches, int64(c.register().Active))
+	if n == 0 || n >= c.params().Vouches {
+		return n > 0
+	}
+	var able int64 // where fewer may vouch than the bylaws ask for, all of them must
+	c.members(func(m Member) bool {
+		if m.State == Active && c.longEnough(&m, c.params().VouchAge, c.Time) {
+			able++
+		}
+		return able <= n
+	})
+	return n >= able
 }
 
 // admitIfVouched makes a member of an applicant where vouches alone suffice. Who was expelled comes back by vote only.

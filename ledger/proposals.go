@@ -300,12 +300,22 @@ func (c *call) openVote(id uint64) {
 	c.at(g.Closes, eventClose, number(id))
 }
 
+// electors is what electorate has counted: it is the same all through a block.
+type electors struct {
+	counted bool
+	age     int64
+	n       uint64
+}
+
 // electorate counts who may vote in a vote that opens in this block: as of the end of the block before.
 func (c *call) electorate(age int64) uint64 {
 	if age == 0 {
 		var r register
 		load(c.m.base, keyRegister, &r)
 		return r.Active
+	}
+	if c.voters.counted && c.voters.age == age {
+		return c.voters.n
 	}
 	var n uint64
 	c.m.base.Scan(key(kindMember, uint8(memberByID)), func(_, v []byte) bool {
@@ -316,6 +326,7 @@ func (c *call) electorate(age int64) uint64 {
 		}
 		return true
 	})
+	c.voters = electors{true, age, n}
 	return n
 }
 
