@@ -85,7 +85,7 @@ func TestVectors(t *testing.T) {
 		k[i] = byte(i)
 	}
 	s := newLeases()
-	a, _ := s.pick4(DefaultPool, "weft/lease4/1", k[:], netip.Addr{})
+	a, _ := s.pick4(DefaultPool, "weft/lease4/1", k[:], netip.Addr{}, k)
 	if !strings.Contains(text, "`"+a.String()+"`") {
 		t.Errorf("the address %v of the key 00…1f is not in the spec", a)
 	}

@@ -64,6 +64,10 @@ type Config struct {
 	Announce   func(offer []byte)           // for the LSA; nil: nothing is offered
 	Name       func(ident.PublicKey) string // of a client, for people; may be nil
 	LeaseLog   LogConfig
+
+	// Ended is told of IPv4 addresses that clients have given back, a second later at most: whoever gets one next must not inherit its
+	// connections, so until Ended returns nobody else does. One call at a time; nil: there are none to inherit.
+	Ended func(addrs []netip.Addr)
 }
 
 // Gateway shares and uses internet lines.
@@ -199,6 +203,9 @@ func New(cfg Config) (*Gateway, error) {
 	if g.log, err = newLeaseLog(cfg.LeaseLog); err != nil {
 		return nil, err
 	}
+	if cfg.Ended != nil {
+		g.leases.resting = map[addr]ident.PublicKey{}
+	}
 	g.sec.Store(1)
 	g.client.back = map[ident.PublicKey]backoff{}
 	g.client.choice = Choice{Mode: Off, Want: wantDefault, PriceWeight: defaultPriceWeight}
@@ -240,6 +247,9 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	grp.Go(func() error { return g.down.shaper.Serve(ctx) })
 	grp.Go(func() error { g.callbacks(ctx); return nil })
 	grp.Go(func() error { g.loop(ctx, grp); return nil })
+	if g.cfg.Ended != nil {
+		grp.Go(func() error { g.endings(ctx); return nil })
+	}
 	err := grp.Wait()
 	g.inMu.Lock()
 	g.serving = false
@@ -318,6 +328,23 @@ func (g *Gateway) callbacks(ctx context.Context) {
 		}
 		if tellOffer && g.cfg.Announce != nil {
 			g.cfg.Announce(offer)
+		}
+	}
+}
+
+// endings has the connections ended of addresses that were given back, all of a second together: it may be dear.
+func (g *Gateway) endings(ctx context.Context) {
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	var done []netip.Addr
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		if done = g.leases.rested(done); len(done) > 0 {
+			g.cfg.Ended(done)
 		}
 	}
 }

@@ -2,9 +2,12 @@ package gateway
 
 import (
 	"context"
+	"encoding/binary"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"weft/gateway/nat64"
@@ -234,6 +237,79 @@ func TestLeaseFlood(t *testing.T) {
 	if n := len(g.leases.byAddr) + len(g.leases.byNet) + len(g.leases.byKey); n != 0 {
 		t.Errorf("%d entries are left", n)
 	}
+}
+
+// Who takes an address that another client has just given back must not get what is still on its way to that one.
+func TestAddressRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ended := make(chan []netip.Addr)
+		g, err := New(Config{Self: key(1), Log: slog.New(slog.DiscardHandler), Carrier: nowhere{}, Host: func() tun.Writer { return nowhere{} },
+			Ended: func(a []netip.Addr) { ended <- a }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Offer(with(unshaped, func(c *OfferConfig) { c.NAT64 = nat64.WellKnown })); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Serve(ctx) }()
+		ask := func(k ident.PublicKey, had netip.Addr) netip.Addr {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			return g.request(k, &message{kind: msgRequest, id: 1, families: IPv4, v4: had}, time.Now()).v4
+		}
+		victim := key(9)
+		v4 := ask(victim, netip.Addr{})
+		// A key whose first place is the victim's address: some 65,000 tries find one.
+		thief := ident.PublicKey{7}
+		for n := uint32(0); ; n++ {
+			binary.BigEndian.PutUint32(thief[1:], n)
+			if addr4(uint32(addrOf(DefaultPool.Addr()).lo)+reserved+uint32(place("weft/lease4/1", thief[:], 0, 1<<16-reserved-1))) == addrOf(v4) {
+				break
+			}
+		}
+		release := func(k ident.PublicKey) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.endLease(g.leases.of(k), time.Now())
+		}
+		release(victim)
+		if a := ask(thief, v4); a == v4 || !a.IsValid() {
+			t.Fatalf("the thief got %v at once", a)
+		}
+		release(thief)
+		if a := ask(victim, v4); a != v4 {
+			t.Errorf("whoever had it gets %v back", a)
+		}
+		release(victim)
+		if a := <-ended; !slices.Contains(a, v4) || len(a) != 2 {
+			t.Errorf("ended: %v", a)
+		}
+		synctest.Wait()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if a := ask(thief, v4); a != v4 {
+			t.Errorf("after its connections were ended it is %v", a)
+		}
+		tr := g.table64.Load()
+		six := netip.MustParseAddr("2001:db8::7")
+		mapped, ok := tr.table.Map(nat64.Owner(thief), six)
+		if !ok {
+			t.Fatal("no NAT64")
+		}
+		tr.table.Release(nat64.Owner(thief))
+		if again, _ := tr.table.Map(nat64.Owner(victim), six); again == mapped {
+			t.Error("an address of NAT64 goes to another client at once")
+		}
+		if a := <-ended; !slices.Contains(a, mapped) {
+			t.Errorf("ended: %v, want %v", a, mapped)
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // A peer cannot fill the queue of messages for others, whatever it sends.

@@ -254,7 +254,10 @@ type leases struct {
 	byAddr map[addr]*lease   // IPv4 and mesh addresses, single routed addresses
 	byNet  map[uint64]*lease // /64s, by their upper half
 	taken  map[addr]bool     // IPv4 addresses that NAT64 uses
-	budget atomic.Int64      // flow slots that tables may still take
+	// resting are IPv4 addresses whose connections have yet to be ended: until then nobody else gets them. The zero key: NAT64
+	// had it. nil: nobody ends any.
+	resting map[addr]ident.PublicKey
+	budget  atomic.Int64 // flow slots that tables may still take
 }
 
 func newLeases() *leases {
@@ -304,14 +307,43 @@ func place(tag string, name []byte, n int, size uint64) uint64 {
 	return (at%size + uint64(n)*(stride%size|1)) % size
 }
 
-// pick4 chooses an IPv4 address of the pool for a name: prefer, if it is one of those that the name's hash leads to.
-func (s *leases) pick4(pool netip.Prefix, tag string, name []byte, prefer netip.Addr) (netip.Addr, bool) {
+// rest takes an address out of use that key had.
+func (s *leases) rest(a addr, key ident.PublicKey) {
+	if s.resting != nil {
+		s.resting[a] = key
+	}
+}
+
+// rested returns the addresses that rest, but for those that whoever had them has again. done are those whose connections have been
+// ended since.
+func (s *leases) rested(done []netip.Addr) (next []netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range done {
+		delete(s.resting, addrOf(a))
+	}
+	for a := range s.resting {
+		if s.byAddr[a] == nil {
+			next = append(next, a.netip())
+		} else {
+			delete(s.resting, a)
+		}
+	}
+	return next
+}
+
+// pick4 chooses an IPv4 address of the pool for a name: prefer, if it is one of those that the name's hash leads to. key is
+// whose lease it is for; zero: for NAT64.
+func (s *leases) pick4(pool netip.Prefix, tag string, name []byte, prefer netip.Addr, key ident.PublicKey) (netip.Addr, bool) {
 	size := uint64(1) << (32 - pool.Bits())
 	base := uint32(addrOf(pool.Addr()).lo)
 	var first netip.Addr
 	for n := range probes {
 		a := addr4(base + reserved + uint32(place(tag, name, n, size-reserved-1))) // nor the last, a broadcast address
 		if s.byAddr[a] != nil || s.taken[a] {
+			continue
+		}
+		if had, rests := s.resting[a]; rests && (key.IsZero() || had != key) {
 			continue
 		}
 		if b := a.netip(); !first.IsValid() || b == prefer {
@@ -354,7 +386,7 @@ func (s *leases) add(key ident.PublicKey, families Families, pool, routed netip.
 	defer s.mu.Unlock()
 	ok := true
 	if families&IPv4 != 0 {
-		if l.v4, ok = s.pick4(pool, "weft/lease4/1", key[:], prefer); !ok {
+		if l.v4, ok = s.pick4(pool, "weft/lease4/1", key[:], prefer, key); !ok {
 			return nil
 		}
 		s.byAddr[addrOf(l.v4)] = l
@@ -381,6 +413,7 @@ func (s *leases) remove(l *lease) {
 	delete(s.byNet, l.net)
 	if l.v4.IsValid() {
 		delete(s.byAddr, addrOf(l.v4))
+		s.rest(addrOf(l.v4), l.key)
 	}
 	if l.v6.IsValid() {
 		delete(s.byAddr, l.routed.addr)
@@ -401,7 +434,7 @@ func (s *leases) translation(pool netip.Prefix) (*nat64.Table, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			a := v6.As16()
-			v4, ok := s.pick4(pool, "weft/lease64/1", a[:], netip.Addr{})
+			v4, ok := s.pick4(pool, "weft/lease64/1", a[:], netip.Addr{}, ident.PublicKey{})
 			if ok {
 				s.taken[addrOf(v4)] = true
 			}
@@ -411,6 +444,7 @@ func (s *leases) translation(pool netip.Prefix) (*nat64.Table, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			delete(s.taken, addrOf(v4))
+			s.rest(addrOf(v4), ident.PublicKey{})
 		},
 	})
 }

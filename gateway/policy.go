@@ -11,8 +11,8 @@ import (
 // Bounds on what an owner may write, so that the first packet of a flow costs little.
 const (
 	MaxRules = 256
-	maxPorts = 32  // ranges in one rule
-	maxLocal = 256 // prefixes of SetLocal
+	maxPorts = 32   // ranges in one rule
+	maxLocal = 1024 // prefixes of SetLocal
 )
 
 // reason says why a packet did not pass; passed is 0.
@@ -196,21 +196,23 @@ func (r *Rule) UnmarshalText(b []byte) (err error) {
 // In this order: what no gateway carries (loopback, link-local, multicast, broadcast, unspecified and mesh addresses, and
 // the gateway's own); the owner's rules, of which the first that matches decides; the networks the gateway is connected to;
 // private and other special ranges; port 25; and then yes. So an owner can open a printer in the LAN or port 25, and
-// nobody can open the gateway itself. An IPv6 address that stands for an IPv4 one (64:ff9b::/96 of RFC 6052, 6to4, Teredo)
+// nobody can open the gateway itself. A rule that allows and names no destination, or a whole family, speaks of the internet: it
+// opens port 25 there, and neither a connected network nor a special range. An IPv6 address that stands for an IPv4 one (64:ff9b::/96 of RFC 6052, 6to4, Teredo)
 // is judged as both, and refused when either is; of the NAT64 prefix only what is served passes. Documentation prefixes are nothing special.
 type Policy struct {
 	gen   uint32
 	rules []compiledRule
-	own   []mask // addresses of the gateway
-	near  []mask // networks it is connected to
-	nat64 mask   // the prefix that is served
-	is64  bool   // one is
+	own   map[addr]bool // addresses of the gateway
+	near  []mask        // networks it is connected to
+	nat64 mask          // the prefix that is served
+	is64  bool          // one is
 }
 
 type compiledRule struct {
 	deny  bool
 	proto uint8
 	all   bool // destinations
+	wide  bool // the same, or all of a family
 	ports []PortRange
 	dest  mask
 }
@@ -225,12 +227,12 @@ func NewPolicy(rules []Rule, local []netip.Prefix, nat64 netip.Prefix) (*Policy,
 	if len(local) > maxLocal {
 		return nil, fmt.Errorf("%d local prefixes: at most %d are possible", len(local), maxLocal)
 	}
-	p := &Policy{is64: nat64.IsValid()}
+	p := &Policy{is64: nat64.IsValid(), own: map[addr]bool{}}
 	if p.is64 {
 		p.nat64 = maskOf(nat64)
 	}
 	for _, r := range rules {
-		c := compiledRule{deny: r.Deny, proto: r.Proto, all: !r.Dest.IsValid(), ports: slices.Clone(r.Ports)}
+		c := compiledRule{deny: r.Deny, proto: r.Proto, all: !r.Dest.IsValid(), wide: r.Dest.Bits() <= 0, ports: slices.Clone(r.Ports)}
 		if !c.all {
 			c.dest = maskOf(r.Dest)
 		}
@@ -244,7 +246,7 @@ func NewPolicy(rules []Rule, local []netip.Prefix, nat64 netip.Prefix) (*Policy,
 			return nil, fmt.Errorf("local prefix %v: write the IPv4 address alone", l)
 		}
 		if l.IsSingleIP() {
-			p.own = append(p.own, maskOf(l))
+			p.own[addrOf(l.Addr())] = true
 		} else {
 			p.near = append(p.near, maskOf(l))
 		}
@@ -302,15 +304,15 @@ func (p *Policy) judge1(proto uint8, dst addr, port uint16) reason {
 	if r := never(dst); r != passed {
 		return r
 	}
-	for i := range p.own {
-		if p.own[i].addr == dst {
-			return local
-		}
+	if p.own[dst] {
+		return local
 	}
-	if r := p.match(proto, dst, port); r != nil {
-		if r.deny {
-			return ownerDenies
-		}
+	rule := p.match(proto, dst, port)
+	switch {
+	case rule == nil:
+	case rule.deny:
+		return ownerDenies
+	case !rule.wide:
 		return passed
 	}
 	for i := range p.near {
@@ -321,7 +323,7 @@ func (p *Policy) judge1(proto uint8, dst addr, port uint16) reason {
 	if special(dst) {
 		return private
 	}
-	if port == 25 && proto != protoICMP {
+	if rule == nil && port == 25 && proto != protoICMP {
 		return smtpClosed
 	}
 	return passed

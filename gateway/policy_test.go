@@ -41,6 +41,7 @@ func naive(rules []Rule, near []netip.Prefix, proto uint8, dst netip.Addr, port 
 			return "own"
 		}
 	}
+	open25 := false
 	for _, r := range rules {
 		if r.Proto != 0 && r.Proto != proto || r.Dest.IsValid() && !r.Dest.Contains(dst) {
 			continue
@@ -51,7 +52,11 @@ func naive(rules []Rule, near []netip.Prefix, proto uint8, dst netip.Addr, port 
 		if r.Deny {
 			return "denied"
 		}
-		return ""
+		if r.Dest.IsValid() && r.Dest.Bits() > 0 {
+			return ""
+		}
+		open25 = true
+		break
 	}
 	for _, n := range near {
 		if n.Contains(dst) {
@@ -61,7 +66,7 @@ func naive(rules []Rule, near []netip.Prefix, proto uint8, dst netip.Addr, port 
 	if in("10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 100.64.0.0/10 192.0.0.0/24 192.88.99.0/24 198.18.0.0/15") || dst.Is6() && !in("2000::/3") {
 		return "private"
 	}
-	if port == 25 && proto != protoICMP {
+	if port == 25 && proto != protoICMP && !open25 {
 		return "mail"
 	}
 	return ""
@@ -177,6 +182,33 @@ func TestRules(t *testing.T) {
 	} {
 		if why, ok := p.Permit(protoTCP, netip.MustParseAddrPort(dst)); ok != want {
 			t.Errorf("%s: %v (%s)", dst, ok, why)
+		}
+	}
+}
+
+// A rule that opens a port opens it on the internet: neither in the owner's networks nor with other clients.
+func TestRuleWithoutDestination(t *testing.T) {
+	local := []netip.Prefix{netip.MustParsePrefix("192.168.1.0/24"), netip.MustParsePrefix("192.168.1.1/32"), netip.MustParsePrefix("2001:db8:1::/64"),
+		netip.MustParsePrefix("2001:db8:1::1/128")}
+	for _, text := range []string{"allow tcp 25", "allow 25", "allow tcp", "allow 0.0.0.0/0", "allow ::/0"} {
+		r, err := ParseRule(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := NewPolicy([]Rule{r}, local, netip.Prefix{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, dst := range []string{"192.168.1.20:25", "192.168.1.1:25", "10.0.0.1:25", "100.86.0.9:25", "[2001:db8:1::20]:25", "[2001:db8:1::1]:25", "[fd00::1]:25"} {
+			if _, ok := p.Permit(protoTCP, netip.MustParseAddrPort(dst)); ok {
+				t.Errorf("%q opens %s", text, dst)
+			}
+		}
+		four, six := "203.0.113.7:25", "[2001:db8:2::1]:25"
+		for dst, want := range map[string]bool{four: text != "allow ::/0", six: text != "allow 0.0.0.0/0"} {
+			if why, ok := p.Permit(protoTCP, netip.MustParseAddrPort(dst)); ok != want {
+				t.Errorf("%q: %s is permitted: %v (%s)", text, dst, ok, why)
+			}
 		}
 	}
 }

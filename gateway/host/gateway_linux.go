@@ -34,6 +34,7 @@ type Gateway struct {
 	c       GatewayConfig
 	log     *slog.Logger
 	nl      *netlink.Handle
+	flows   *netlink.Handle // conntrack
 	tun     netlink.Link
 	table   *table
 	journal *journal
@@ -61,7 +62,12 @@ func OpenGateway(c GatewayConfig) (*Gateway, error) {
 	if err != nil {
 		return nil, fmt.Errorf("talk to the kernel's routing: %w", err)
 	}
-	g := &Gateway{c: c, log: logger(c.Log), nl: nl, journal: newJournal(c.StateFile), shut: map[string][]string{}}
+	flows, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+	if err != nil {
+		nl.Close()
+		return nil, fmt.Errorf("talk to the kernel's table of connections: %w", err)
+	}
+	g := &Gateway{c: c, log: logger(c.Log), nl: nl, flows: flows, journal: newJournal(c.StateFile), shut: map[string][]string{}}
 	if err := g.open(); err != nil {
 		return nil, errors.Join(err, g.Close())
 	}
@@ -242,7 +248,35 @@ func (g *Gateway) Close() error {
 		errs = append(errs, g.table.close())
 	}
 	g.nl.Close()
+	g.flows.Close()
 	return errors.Join(errs...)
+}
+
+// Forget ends the connections that the kernel translates for addresses of the pool, so that whoever is given one next does not get what
+// is still on its way to the one before. It reads the kernel's whole table of connections once: give it many at a time.
+func (g *Gateway) Forget(addrs []netip.Addr) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed || len(addrs) == 0 {
+		return nil
+	}
+	of := flowsOf{}
+	for _, a := range addrs {
+		of[a] = true
+	}
+	if _, err := g.flows.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, of); err != nil {
+		return fmt.Errorf("end the connections of addresses that were given back: %w", err)
+	}
+	return nil
+}
+
+// flowsOf picks the connections that certain addresses began.
+type flowsOf map[netip.Addr]bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (f flowsOf) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
+	a, ok := netip.AddrFromSlice(c.Forward.SrcIP)
+	return ok && f[a.Unmap()]
 }
 
 // changed is called by the uplink.

@@ -19,6 +19,9 @@ func (*Gateway) State() State { return State{} }
 // Blocked returns nothing.
 func (*Gateway) Blocked() []string { return nil }
 
+// Forget does nothing.
+func (*Gateway) Forget([]netip.Addr) error { return nil }
+
 // Close does nothing.
 func (*Gateway) Close() error { return nil }
 

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -586,6 +587,54 @@ func TestFollowsTheLine(t *testing.T) {
 	cl.close()
 	gw.close()
 	w.same("gw", before)
+}
+
+// TestForget: whoever gets an address next has none of its connections.
+func TestForget(t *testing.T) {
+	w := newWorld(t)
+	w.mesh()
+	w.web("w", "198.51.100.1:8080")
+	gw, cl := w.open("gw", gatewayJob()), w.open("cl", clientJob())
+	w.expect("cl", web4, ownGw4)
+	flows := func() string {
+		said := strings.Fields(gw.tell("flows " + lease4))
+		return said[len(said)-1] // the line may have changed meanwhile
+	}
+	if flows() == "0" {
+		t.Fatal("the kernel knows no connection of the lease")
+	}
+	gw.tell("forget 100.86.200.200")
+	if flows() == "0" {
+		t.Error("connections of another address were ended")
+	}
+	gw.tell("forget " + lease4)
+	if n := flows(); n != "0" {
+		t.Errorf("%s connections are left", n)
+	}
+	w.expect("cl", web4, ownGw4)
+	cl.close()
+	gw.close()
+}
+
+// TestOwnAddresses: an Uplink names this host's own addresses beside the networks they lie in, so that a rule for a network does not
+// open the host.
+func TestOwnAddresses(t *testing.T) {
+	w := newWorld(t)
+	watch := w.open("gw", job{Kind: "uplink"})
+	w.ip("gw", "addr add 172.20.0.1/16 dev lan0", "addr add 2001:db8:20::1/64 dev lan0 nodad")
+	watch.await(func(line string) bool {
+		var s State
+		if json.Unmarshal([]byte(line), &s) != nil {
+			return false
+		}
+		for _, p := range []string{"172.20.0.0/16", "172.20.0.1/32", "192.168.7.0/24", "192.168.7.1/32", ownGw4 + "/32", "2001:db8:20::/64", "2001:db8:20::1/128", ownGw6 + "/128"} {
+			if !slices.Contains(s.Local, netip.MustParsePrefix(p)) {
+				return false
+			}
+		}
+		return true
+	})
+	watch.close()
 }
 
 // awaitSet waits until the gateway's set of lines names an interface.

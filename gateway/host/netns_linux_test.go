@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -160,6 +161,18 @@ func helper(text string) int {
 			if err = json.Unmarshal([]byte(arg), &a); err == nil {
 				err = closer.(*Client).Update(a)
 			}
+		case "forget":
+			err = closer.(*Gateway).Forget([]netip.Addr{netip.MustParseAddr(arg)})
+		case "flows":
+			var all []*netlink.ConntrackFlow
+			all, err = netlink.ConntrackTableList(netlink.ConntrackTable, netlink.FAMILY_V4)
+			n := 0
+			for _, f := range all {
+				if f.Forward.SrcIP.String() == arg {
+					n++
+				}
+			}
+			fmt.Println(n)
 		case "blocked":
 			fmt.Println(closer.(*Gateway).Blocked())
 		}

@@ -158,7 +158,7 @@ func look(nl *netlink.Handle, ignore []string) (State, error) {
 			alive[a.Index] = a.Name
 		}
 	}
-	local, seen6, err := addresses(nl, ignored)
+	local, own, seen6, err := addresses(nl, ignored)
 	if err != nil {
 		return s, err
 	}
@@ -198,8 +198,11 @@ func look(nl *netlink.Handle, ignore []string) (State, error) {
 			s.IPv6, s.Interface6, s.wans6 = name != "", name, wans
 		}
 	}
-	local = slices.DeleteFunc(local, func(p netip.Prefix) bool { return mesh.Contains(p.Addr()) })
-	s.Local = append(merge(local, false), merge(local, true)...)
+	// Own addresses stand beside the networks they lie in: who opens a network has not opened this host.
+	s.Local = append(append(merge(local, false), merge(local, true)...), own...)
+	s.Local = slices.DeleteFunc(s.Local, func(p netip.Prefix) bool { return mesh.Contains(p.Addr()) })
+	slices.SortFunc(s.Local, netip.Prefix.Compare)
+	s.Local = slices.Compact(s.Local)
 	return s, nil
 }
 
@@ -215,11 +218,12 @@ func hops(r netlink.Route) []netlink.NexthopInfo {
 	return out
 }
 
-// addresses returns the networks of all addresses, and whether one of them can be seen on the IPv6 internet, or by who translates it.
-func addresses(nl *netlink.Handle, ignored map[int]bool) (nets []netip.Prefix, seen6 bool, err error) {
+// addresses returns the networks of all addresses, the addresses themselves, and whether one of them can be seen on the IPv6 internet, or by
+// who translates it.
+func addresses(nl *netlink.Handle, ignored map[int]bool) (nets, own []netip.Prefix, seen6 bool, err error) {
 	all, err := retry(func() ([]netlink.Addr, error) { return nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
-		return nil, false, fmt.Errorf("list addresses: %w", err)
+		return nil, nil, false, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range all {
 		if ignored[a.LinkIndex] {
@@ -227,12 +231,16 @@ func addresses(nl *netlink.Handle, ignored map[int]bool) (nets []netip.Prefix, s
 		}
 		p := prefixOf(a.IPNet)
 		nets = append(nets, p)
+		if ip, ok := netip.AddrFromSlice(a.IP); ok {
+			ip = ip.Unmap()
+			own = append(own, netip.PrefixFrom(ip, ip.BitLen()))
+		}
 		if a.Peer != nil {
 			nets = append(nets, prefixOf(a.Peer))
 		}
 		seen6 = seen6 || p.Addr().Is6() && outside(p.Addr())
 	}
-	return nets, seen6, nil
+	return nets, own, seen6, nil
 }
 
 // HostPrefixes returns what a new network of this host must not overlap: its addresses and the destinations of its routes, of all
@@ -249,7 +257,7 @@ func HostPrefixes(ignore ...string) ([]netip.Prefix, error) {
 			ignored[l.Attrs().Index] = true
 		}
 	}
-	out, _, err := addresses(nl, ignored)
+	out, _, _, err := addresses(nl, ignored)
 	if err != nil {
 		return nil, err
 	}
