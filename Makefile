@@ -4,7 +4,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X weft/api.version=$(VERSION)
 BUILD   := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 tags     = $(shell sed 's/\#.*//' pack/profiles/$(1) | xargs | tr ' ' ',')
-RACE    := ./api/... ./config/... ./firewall/... ./forward/... ./ident/... ./link/... ./node/... ./portal/... ./proxy/... ./route/... ./session/... ./tun/... ./wire/...
+RACE    := ./api/... ./config/... ./dns/... ./firewall/... ./forward/... ./gateway ./gateway/exit ./gateway/nat64 ./ident/... ./ledger ./ledger/tx ./link/... ./meter/... ./node/... ./portal/... ./proxy/... ./route/... ./session/... ./shape/... ./tun/... ./wire/...
 FUZZTIME ?= 30s
 
 .PHONY: run build test check lint unit race cross emulate lab bench fuzz soak gen dist clean tools
@@ -50,7 +50,7 @@ cross:
 # The core rooms on a 32-bit router's processor, emulated: alignment, sizes of int, softfloat.
 emulate:
 	@if command -v qemu-mipsel-static >/dev/null; then \
-		CGO_ENABLED=0 GOARCH=mipsle GOMIPS=softfloat go test -short -tags router -exec qemu-mipsel-static ./ident ./wire ./forward ./firewall ./session ./config; \
+		CGO_ENABLED=0 GOARCH=mipsle GOMIPS=softfloat go test -short -tags router -exec qemu-mipsel-static ./ident ./wire ./shape ./forward ./firewall ./session ./config ./gateway ./gateway/nat64 ./meter ./ledger ./ledger/tx ./ledger/lite; \
 	else echo; echo "*** qemu-mipsel-static is missing: tests on a router's processor are SKIPPED"; echo; fi
 
 # What the tests need beyond Go, on Debian and its kin.
