@@ -1,6 +1,8 @@
 package ledger
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -78,6 +80,25 @@ func TestParamsEncoding(t *testing.T) {
 	for _, s := range [][]tx.Setting{{{Name: "x", Value: "5"}}, {{Name: "tariff.free", Value: "99"}, {Name: "member.vouches", Value: "5"}}, {{Name: "member.vouches", Value: "05"}}} {
 		if tx.Decode(tx.Encode(&tx.Bylaws{Settings: s}), &p) == nil {
 			t.Errorf("%v was read", s)
+		}
+	}
+}
+
+// The specification has each parameter with its default and bounds.
+func TestParamsAreDocumented(t *testing.T) {
+	spec, err := os.ReadFile("../docs/spec/ledger.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := DefaultParams()
+	for _, r := range p.List() {
+		bounds := fmt.Sprintf("%d … %d %s", r.Min, r.Max, r.Unit)
+		if r.Words != nil {
+			bounds = strings.Join(r.Words, ", ")
+		}
+		row := fmt.Sprintf("| `%s` | %s | %s | %s |\n", r.Name, r.Text(), bounds, r.Doc)
+		if !strings.Contains(string(spec), row) {
+			t.Errorf("docs/spec/ledger.md section 3.8 lacks\n%s", row)
 		}
 	}
 }
