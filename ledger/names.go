@@ -40,7 +40,7 @@ func lookOf(label string) string {
 		switch r {
 		case '0':
 			r = 'o'
-		case '1', 'i', 'j':
+		case '1':
 			r = 'l'
 		case '5':
 			r = 's'
