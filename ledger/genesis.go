@@ -72,16 +72,17 @@ func (m *Machine) Init(g Genesis) error {
 	if err := c.beginOffices(g); err != nil {
 		return err
 	}
+	c.beginBooks()
 	c.s.flush()
 	return m.Check()
 }
 
 // Check verifies all invariants of the state. It reads everything: for tests, audits and after a restore.
 func (m *Machine) Check() error {
-	if sum := m.moneyTotal(); sum != 0 {
-		return fmt.Errorf("balances and earmarks sum to %d, not to deposits less withdrawals and funds", sum)
+	if sum := m.moneyTotal() + m.booksTotal(); sum != 0 {
+		return fmt.Errorf("balances, earmarks and funds differ by %d from deposits less withdrawals", sum)
 	}
-	for _, check := range []func() error{m.checkMoney, m.checkGovern} {
+	for _, check := range []func() error{m.checkMoney, m.checkGovern, m.checkBooks} {
 		if err := check(); err != nil {
 			return err
 		}

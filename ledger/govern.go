@@ -91,6 +91,7 @@ func (c *call) due() {
 	c.dueUpgrade()
 	c.dueGovern()
 	c.dueMoney()
+	c.dueBooks()
 	c.dueValidators()
 }
 

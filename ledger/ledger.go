@@ -64,6 +64,7 @@ type Posting struct {
 	Account string // member:12, fund:solidarity, tab:…, world
 	Amount  int64  // ncredit; the postings of one entry sum to zero
 	Memo    string
+	Mark    Mark // what it means for a fiscal period; zero for most
 }
 
 // Code is why a transaction was refused. Codes are stable; 0 is success.

@@ -1,10 +1,6 @@
 package tx
 
-import (
-	"fmt"
-
-	"weft/ident"
-)
+import "fmt"
 
 // The kinds of this file.
 const (
@@ -90,8 +86,8 @@ const MaxRef = 120
 
 // Deposit is a treasurer's word that money came in, for a member's account or into a fund.
 type Deposit struct {
-	To        ident.PublicKey // the account; zero with Fund
-	Fund      uint64          // 0: for an account
+	Member    uint64 // whose account; 0 with Fund
+	Fund      uint64 // 0 with Member
 	Amount    int64
 	Way       Way
 	Class     uint8 // with Fund: income from business with non-members in this class; 0: a gift, a grant, a loan
@@ -102,7 +98,7 @@ type Deposit struct {
 func (*Deposit) Kind() Kind   { return KindDeposit }
 func (*Deposit) Name() string { return "deposit" }
 func (t *Deposit) Fields(c *Coder) {
-	c.Key(&t.To)
+	c.U64(&t.Member)
 	c.U64(&t.Fund)
 	c.Amount(&t.Amount)
 	among(c, &t.Way, Cash, Mobile, "way of paying")
@@ -156,9 +152,9 @@ func (t *Cancel) Fields(c *Coder) {
 type Spend struct {
 	Budget    uint64 // the number of its proposal
 	Amount    int64
-	To        ident.PublicKey // an account; zero: it leaves the community
-	Way       Way             // when it leaves
-	Last      bool            // a cost of the fiscal period before, which is still being closed
+	Member    uint64 // to whose account; 0: it leaves the community
+	Way       Way    // when it leaves
+	Last      bool   // a cost of the fiscal period before, which is still being closed
 	Reference string
 }
 
@@ -167,7 +163,7 @@ func (*Spend) Name() string { return "spend" }
 func (t *Spend) Fields(c *Coder) {
 	c.U64(&t.Budget)
 	c.Amount(&t.Amount)
-	c.Key(&t.To)
+	c.U64(&t.Member)
 	among(c, &t.Way, Cash, Mobile, "way of paying")
 	c.Bool(&t.Last)
 	c.Text(&t.Reference, MaxRef)
@@ -332,8 +328,8 @@ type NewBudget struct {
 	Cost     bool // a cost of the fiscal period; otherwise it is invested, and no margin is less for it
 	Class    uint8
 	Business Business
-	To       ident.PublicKey // to this account only; zero: anybody
-	Until    int64           // seconds since 1970; 0: no end
+	Member   uint64 // to this member only; 0: anybody
+	Until    int64  // seconds since 1970; 0: no end
 	Purpose  string
 }
 
@@ -345,7 +341,7 @@ func (m *NewBudget) Fields(c *Coder) {
 	c.Bool(&m.Cost)
 	among(c, &m.Class, 0, Classes, "margin class")
 	among(c, &m.Business, WithMembers, WithBoth, "kind of business")
-	c.Key(&m.To)
+	c.U64(&m.Member)
 	c.I64(&m.Until)
 	c.Text(&m.Purpose, 200)
 }
