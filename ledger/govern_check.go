@@ -84,7 +84,7 @@ func (c *call) checkMembers() error {
 		e.must(ok && k.ID == m.ID, "the key of member %d does not lead to it", m.ID)
 		for _, d := range m.Delegates {
 			var role keyRole
-			e.must(c.load(key(kindKey, d), &role) && role == keyRole{m.ID, roleDelegate}, "delegate %s of member %d does not lead to it", d, m.ID)
+			e.must(c.load(key(kindKey, d), &role) && role == keyRole{Member: m.ID, Role: roleDelegate}, "delegate %s of member %d does not lead to it", d, m.ID)
 		}
 		var a Account
 		e.must(c.load(accountKey(m.Key), &a), "member %d has no account", m.ID)

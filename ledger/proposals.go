@@ -261,12 +261,12 @@ func (c *call) withdraw(from ident.PublicKey, b *tx.Withdraw) error {
 		return refuse(CodeState, "proposal %d is closed: it is %s", p.ID, g.Stage)
 	}
 	g.Closes = c.Time
-	c.finish(&p, &g, Withdrawn)
+	c.conclude(&p, &g, Withdrawn)
 	return nil
 }
 
-// finish ends the debate on a proposal.
-func (c *call) finish(p *Proposal, g *Progress, s Stage) {
+// conclude ends the debate on a proposal.
+func (c *call) conclude(p *Proposal, g *Progress, s Stage) {
 	g.Stage = s
 	c.save(progressKey(p.ID), g)
 	var a agenda
@@ -289,7 +289,7 @@ func (c *call) openVote(id uint64) {
 	b := c.params()
 	if int64(g.Supporters)-1 < b.ProposeSupport {
 		g.Closes = c.Time
-		c.finish(&p, &g, Lapsed)
+		c.conclude(&p, &g, Lapsed)
 		return
 	}
 	g.Stage, g.Opened, g.OpenHeight, g.Closes = Voting, c.Time, c.Height, c.Time+b.Voting
@@ -413,12 +413,12 @@ func (c *call) closeVote(id uint64, when int64) {
 	}
 	switch {
 	case g.Ballots() < g.Quorum:
-		c.finish(&p, &g, NoQuorum)
+		c.conclude(&p, &g, NoQuorum)
 	case !g.Carries():
-		c.finish(&p, &g, Rejected)
+		c.conclude(&p, &g, Rejected)
 	default:
 		g.Effect = max(p.From, when)
-		c.finish(&p, &g, Passed)
+		c.conclude(&p, &g, Passed)
 		c.at(g.Effect, eventEffect, number(id))
 	}
 }

@@ -388,21 +388,8 @@ func (c *call) endOffice(m *Member) {
 	}
 }
 
-// Blocked is an entry of the block list: a node that no member's node routes for.
-type Blocked struct {
-	Node     ident.PublicKey
-	Since    int64
-	Until    int64 // seconds since 1970; 0: until a vote
-	Proposal uint64
-}
-
-// Fields implements tx.Record.
-func (b *Blocked) Fields(c *tx.Coder) {
-	c.Key(&b.Node)
-	c.I64(&b.Since)
-	c.I64(&b.Until)
-	c.U64(&b.Proposal)
-}
+// Blocked is an entry of the block list.
+type Blocked = tx.Blocked
 
 const kindBlock = 'b'
 
@@ -412,7 +399,7 @@ func (b *blockCount) Fields(c *tx.Coder) { c.U64(&b.N) }
 
 var keyBlockCount = key(kindBlock, uint8(0))
 
-func blockKey(k ident.PublicKey) []byte { return key(kindBlock, uint8(1), k) }
+func blockKey(k ident.PublicKey) []byte { return tx.StateKeyBlocked(k) }
 
 func (c *call) checkBlock(a *tx.ActBlock) error {
 	if len(a.Changes) == 0 {
@@ -447,7 +434,7 @@ func (c *call) doBlock(a *tx.ActBlock, proposal uint64) error {
 		}
 		n.N++
 		c.save(keyBlockCount, &n)
-		c.save(blockKey(ch.Node), &Blocked{ch.Node, c.Time, ch.Until, proposal})
+		c.save(blockKey(ch.Node), &Blocked{Node: ch.Node, Since: c.Time, Until: ch.Until, Proposal: proposal})
 		if ch.Until != 0 {
 			c.at(ch.Until, eventUnblock, ch.Node[:])
 		}

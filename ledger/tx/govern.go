@@ -146,33 +146,6 @@ func (s *Setting) Fields(c *Coder) {
 	c.Text(&s.Value, 40)
 }
 
-// Bylaws are the parameters in force as every client can read them, whether it knows them or not.
-type Bylaws struct {
-	Version  uint64 // one more with each change
-	Since    int64  // seconds since 1970
-	Settings []Setting
-}
-
-// Fields implements Record.
-func (b *Bylaws) Fields(c *Coder) {
-	c.U64(&b.Version)
-	c.I64(&b.Since)
-	List(c, &b.Settings, 1000, func(c *Coder, s *Setting) { s.Fields(c) })
-}
-
-// Get returns a parameter's value as text.
-func (b *Bylaws) Get(name string) (value string, ok bool) {
-	for _, s := range b.Settings {
-		if s.Name == name {
-			return s.Value, true
-		}
-	}
-	return "", false
-}
-
-// StateKeyBylaws is the key of the parameters in force, a Bylaws.
-func StateKeyBylaws() []byte { return []byte{'p', 0} }
-
 // among is a byte from low to high.
 func among[T ~uint8](c *Coder, v *T, low, high T, what string) {
 	u := uint8(*v)
