@@ -94,11 +94,11 @@ func ParseICS23(b []byte) (key, value []byte, p Proof, err error) {
 		return fail(fmt.Errorf("%d bytes are too many", len(b)))
 	}
 	var leaf bool
-	err = each(b, func(field int, _ uint64, v []byte) error {
+	err = each(b, 0, func(field int, _ uint64, v []byte) error {
 		if field != 1 || leaf {
 			return errors.New("it is none of existence")
 		}
-		return each(v, func(field int, _ uint64, v []byte) error {
+		return each(v, 0, func(field int, _ uint64, v []byte) error {
 			switch field {
 			case 1:
 				key = append([]byte(nil), v...)
@@ -134,7 +134,7 @@ var errNode = errors.New("a node is not as IAVL has it")
 func parseLeaf(b []byte, p *Proof) error {
 	var ops [5]uint64
 	var prefix []byte
-	err := each(b, func(field int, u uint64, v []byte) error {
+	err := each(b, 1<<1|1<<2|1<<3|1<<4, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1, 2, 3, 4:
 			ops[field] = u
@@ -160,7 +160,7 @@ func parseLeaf(b []byte, p *Proof) error {
 func parseStep(b []byte, s *Step) error {
 	var op uint64
 	var prefix, suffix []byte
-	err := each(b, func(field int, u uint64, v []byte) error {
+	err := each(b, 1<<1, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1:
 			op = u

@@ -118,31 +118,28 @@ func (m *Commit) signBytes(chain string, height int64, id []byte, at time.Time) 
 
 var errProto = errors.New("it is no message of Protocol Buffers as CometBFT writes them")
 
-// each walks the fields of a message. It knows the kinds that occur: 0 (u) and 2 (v). Fields must not go backwards, and numbers are in their
-// shortest form, so that few byte strings mean the same.
-func each(b []byte, f func(field int, u uint64, v []byte) error) error {
+// each walks the fields of a message: those whose bit is in ints are numbers (u), all others bytes (v); no other kind occurs. Fields must not
+// go backwards, and numbers are in their shortest form, so that few byte strings mean the same.
+func each(b []byte, ints uint32, f func(field int, u uint64, v []byte) error) error {
 	last := 0
 	for len(b) > 0 {
 		tag, n := uvarint(b)
-		if n == 0 || tag>>3 == 0 || tag>>3 > 100 {
+		if n == 0 || tag>>3 == 0 || tag>>3 > 31 {
 			return errProto
 		}
 		b = b[n:]
-		field, kind := int(tag>>3), tag&7
+		field, number := int(tag>>3), ints>>(tag>>3)&1 == 1
 		u, n := uvarint(b)
-		if n == 0 || field < last || kind != 0 && kind != 2 {
+		if n == 0 || field < last || number && tag&7 != 0 || !number && tag&7 != 2 {
 			return errProto
 		}
 		b, last = b[n:], field
 		var v []byte
-		if kind == 2 {
+		if !number {
 			if u > uint64(len(b)) {
 				return errProto
 			}
 			v, b = b[:u:u], b[u:]
-			if v == nil {
-				v = []byte{}
-			}
 		}
 		if err := f(field, u, v); err != nil {
 			return err
@@ -203,10 +200,10 @@ type cometParser struct {
 }
 
 func (p *cometParser) lightBlock(b []byte) error {
-	return each(b, func(field int, _ uint64, v []byte) error {
+	return each(b, 0, func(field int, _ uint64, v []byte) error {
 		switch field {
 		case 1: // SignedHeader
-			return each(v, func(field int, _ uint64, v []byte) error {
+			return each(v, 0, func(field int, _ uint64, v []byte) error {
 				switch field {
 				case 1:
 					return p.header(v)
@@ -215,12 +212,14 @@ func (p *cometParser) lightBlock(b []byte) error {
 				}
 				return errProto
 			})
-		case 2: // ValidatorSet; proposer (2) and total power (3) are in no hash
-			return each(v, func(field int, _ uint64, v []byte) error {
+		case 2: // ValidatorSet
+			return each(v, 1<<3, func(field int, _ uint64, v []byte) error {
 				switch field {
 				case 1:
 					return p.validator(v)
-				case 2, 3:
+				case 2: // who proposes: in no hash
+					return new(cometParser).validator(v)
+				case 3: // the sum of the powers: in no hash
 					return nil
 				}
 				return errProto
@@ -232,10 +231,10 @@ func (p *cometParser) lightBlock(b []byte) error {
 
 func (p *cometParser) header(b []byte) error {
 	h := &p.Header
-	return each(b, func(field int, u uint64, v []byte) error {
+	return each(b, 1<<3, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1:
-			return each(v, func(field int, u uint64, _ []byte) error {
+			return each(v, 1<<1|1<<2, func(field int, u uint64, _ []byte) error {
 				switch field {
 				case 1:
 					p.protocol = u
@@ -275,7 +274,7 @@ func (p *cometParser) header(b []byte) error {
 
 func (p *cometParser) commit(b []byte) error {
 	m := &p.Commit
-	return each(b, func(field int, u uint64, v []byte) error {
+	return each(b, 1<<1|1<<2, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1:
 			p.height = int64(u)
@@ -304,7 +303,7 @@ func (p *cometParser) vote(b []byte) error {
 	}
 	var flag uint64
 	var address, sig, at []byte
-	err := each(b, func(field int, u uint64, v []byte) error {
+	err := each(b, 1<<1, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1:
 			flag = u
@@ -325,6 +324,9 @@ func (p *cometParser) vote(b []byte) error {
 	var vote Vote
 	switch flag {
 	case 1, 3: // absent; for no block
+		if _, _, err := parseTimestamp(at); err != nil {
+			return err
+		}
 	case 2:
 		vote.For = true
 		if err := parseTime(at, &vote.Time); err != nil {
@@ -347,12 +349,12 @@ func (p *cometParser) validator(b []byte) error {
 	}
 	var val Validator
 	var address []byte
-	err := each(b, func(field int, u uint64, v []byte) error {
+	err := each(b, 1<<3|1<<4, func(field int, u uint64, v []byte) error {
 		switch field {
 		case 1:
 			address = v
 		case 2:
-			return each(v, func(field int, _ uint64, v []byte) error {
+			return each(v, 0, func(field int, _ uint64, v []byte) error {
 				if field != 1 {
 					return errors.New("a validator's key is not Ed25519")
 				}
@@ -377,12 +379,12 @@ func (p *cometParser) validator(b []byte) error {
 }
 
 func parseBlockID(b []byte, id *BlockID) error {
-	return each(b, func(field int, _ uint64, v []byte) error {
+	return each(b, 0, func(field int, _ uint64, v []byte) error {
 		switch field {
 		case 1:
 			return copyAll(id.Hash[:], v)
 		case 2:
-			return each(v, func(field int, u uint64, v []byte) error {
+			return each(v, 1<<1, func(field int, u uint64, v []byte) error {
 				switch field {
 				case 1:
 					if u > math.MaxUint32 {
@@ -402,8 +404,19 @@ func parseBlockID(b []byte, id *BlockID) error {
 }
 
 func parseTime(b []byte, t *time.Time) error {
-	var sec, nano uint64
-	err := each(b, func(field int, u uint64, _ []byte) error {
+	sec, nano, err := parseTimestamp(b)
+	if err != nil {
+		return err
+	}
+	if sec > maxTime || nano >= 1e9 {
+		return errors.New("a time that cannot be")
+	}
+	*t = time.Unix(int64(sec), int64(nano)).UTC()
+	return nil
+}
+
+func parseTimestamp(b []byte) (sec, nano uint64, err error) {
+	err = each(b, 1<<1|1<<2, func(field int, u uint64, _ []byte) error {
 		switch field {
 		case 1:
 			sec = u
@@ -414,14 +427,7 @@ func parseTime(b []byte, t *time.Time) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if sec > maxTime || nano >= 1e9 {
-		return errors.New("a time that cannot be")
-	}
-	*t = time.Unix(int64(sec), int64(nano)).UTC()
-	return nil
+	return sec, nano, err
 }
 
 func copyAll(to, from []byte) error {
