@@ -502,6 +502,13 @@ func (g *Gateway) rules(c *nftables.Conn) error {
 	t.rule(c, fwd, ipv(4), ifnameIn(expr.MetaKeyIIFNAME, g.shut4), drop())
 	t.rule(c, fwd, ipv(6), ifnameIn(expr.MetaKeyIIFNAME, g.shut6), drop())
 
+	if g.c.DNSPort != 0 {
+		dns := t.chain(c, "dns", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, -100)
+		for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			t.rule(c, dns, iif(tun), withinMesh(), toHere(), l4(proto), dport(53), redirect(g.c.DNSPort))
+		}
+	}
+
 	nat := t.chain(c, "postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, 100)
 	if g.c.Pool.IsValid() {
 		t.rule(c, nat, ipv(4), ifnameIn(expr.MetaKeyOIFNAME, g.wan4), src().in(g.c.Pool), masquerade())

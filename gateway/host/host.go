@@ -101,6 +101,7 @@ type GatewayConfig struct {
 	// mesh addresses and leave with the host's (NAT66).
 	Prefix6   netip.Prefix
 	MTU       int            // of packets to leases; 0: the TUN's
+	DNSPort   uint16         // what the mesh asks of port 53 here is led to this port; 0: no
 	Deny      []netip.Prefix // further destinations that no client may reach; connected networks are always among them
 	Changed   func(State)    // called when the line changes, one call at a time; may be nil
 	StateFile string         // remembers what to restore after a crash; nobody else's

@@ -616,6 +616,28 @@ func TestForget(t *testing.T) {
 	gw.close()
 }
 
+// TestMeshDNS: where another program has port 53, the mesh's questions to this host go past it, and nobody else's do.
+func TestMeshDNS(t *testing.T) {
+	w := newWorld(t)
+	w.mesh()
+	const theirs, ours = "203.0.113.1", "203.0.113.2"
+	w.names("gw", theirs, "[::]:53")
+	w.names("gw", ours, "["+meshGw+"]:7153")
+	for _, tcp := range []bool{false, true} {
+		w.resolves("cl", job{Target: "[" + meshGw + "]:53", TCP: tcp}, theirs)
+	}
+	j := gatewayJob()
+	j.DNSPort = 7153
+	gw := w.open("gw", j)
+	for _, tcp := range []bool{false, true} {
+		w.resolves("cl", job{Target: "[" + meshGw + "]:53", TCP: tcp}, ours)
+		w.resolves("la", job{Target: "192.168.7.1:53", TCP: tcp}, theirs)
+		w.resolves("gw", job{Target: "[" + meshGw + "]:53", TCP: tcp}, theirs)
+	}
+	gw.close()
+	w.resolves("cl", job{Target: "[" + meshGw + "]:53", TCP: true}, theirs)
+}
+
 // TestOwnAddresses: an Uplink names this host's own addresses beside the networks they lie in, so that a rule for a network does not
 // open the host.
 func TestOwnAddresses(t *testing.T) {

@@ -89,7 +89,7 @@ func helper(text string) int {
 	say := func(v any) { b, _ := json.Marshal(v); fmt.Println(string(b)) }
 	switch j.Kind {
 	case "gateway":
-		closer, err = OpenGateway(GatewayConfig{TUN: j.TUN, WAN: j.WAN, Pool: j.Pool, IPv6: j.IPv6, Prefix6: j.Prefix6, Deny: j.Deny, StateFile: j.StateFile,
+		closer, err = OpenGateway(GatewayConfig{TUN: j.TUN, WAN: j.WAN, Pool: j.Pool, IPv6: j.IPv6, Prefix6: j.Prefix6, Deny: j.Deny, DNSPort: j.DNSPort, StateFile: j.StateFile,
 			Log: log, noForce: j.NoForce, Changed: func(State) { fmt.Println("changed") }})
 	case "client":
 		closer, err = OpenClient(ClientConfig{TUN: j.TUN, Addrs: j.Addrs, KeepOwn: j.KeepOwn, DNSPort: j.DNSPort, StateFile: j.StateFile, Log: log})
