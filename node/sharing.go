@@ -49,17 +49,21 @@ type sharing struct {
 	guest  guests
 	policy atomic.Pointer[gateway.Policy] // for the exit
 
-	mu      sync.Mutex // guards what follows
-	want    config.Gateway
-	use     gateway.Use // the lease in force
-	line    host.State  // of this host
-	watched bool        // line is known
-	problem string      // why the wish is not fulfilled
-	mode    string      // how it is: kernel or userspace
-	whole   bool        // the lease serves the whole device
-	offered *config.Gateway
-	dnsAt   []string // where the resolver listens
-	asked   []string // upstreams in force
+	mu        sync.Mutex // guards what follows
+	want      config.Gateway
+	use       gateway.Use // the lease in force
+	line      host.State  // of this host
+	watched   bool        // line is known
+	problem   string      // why the wish is not fulfilled
+	mode      string      // how it is: kernel or userspace
+	whole     bool        // the lease serves the whole device
+	offered   *config.Gateway
+	dnsAt     []string // where the resolver listens
+	asked     []string // upstreams in force
+	offersDNS bool
+	names     uint16        // the port at which the resolver answers at this node's mesh address; clients see 53. 0: it does not
+	nat       *host.Gateway // the same as kernel and exit below, for ended
+	away      *exitWay
 
 	// The rest belongs to settle.
 	chosen string // the choice that gateway knows
@@ -120,6 +124,7 @@ func newSharing(n *Node) (*sharing, error) {
 		Self: n.self, Log: n.log.With("room", "gateway"), Carrier: lateCarrier{n}, Filter: n.firewall.Outside(), Host: n.device.NewWriter,
 		Candidates: n.routing.gateways, Member: func(ident.PublicKey) gateway.Tier { return gateway.Tier{Member: n.cfg.Closed()} },
 		Changed: s.changed, Announce: n.routing.announce, Name: func(k ident.PublicKey) string { return n.routing.name(k.ID()) }, LeaseLog: log,
+		Ended: s.ended,
 	})
 	if err != nil {
 		s.meter.Close()
@@ -211,7 +216,7 @@ func (s *sharing) watchLine() (stop func(), err error) {
 	}
 	u, err := host.OpenUplink(host.UplinkConfig{Ignore: ignore, Changed: changed, Log: s.n.log.With("room", "host")})
 	if err != nil {
-		return func() {}, err
+		return pollAddresses(changed), err
 	}
 	changed(u.State())
 	return func() { u.Close() }, nil
@@ -240,13 +245,18 @@ func (s *sharing) settle() bool {
 	want, use, line, watched := s.want, s.use, s.line, s.watched
 	s.mu.Unlock()
 	using := !use.Gateway.IsZero()
+	var errs []error
+	offer := want.Offer && !using
 	if watched {
 		s.gw.SetUplink(line.IPv4, line.IPv6)
-		if err := s.gw.SetLocal(line.Local); err != nil {
-			s.n.log.Warn("own addresses", "err", err)
+		if err := s.gw.SetLocal(line.Local); err != nil { // clients might reach what is not known: better none
+			offer = false
+			errs = append(errs, err)
 		}
+	} else if offer && s.n.opt.World == nil {
+		offer = false
+		errs = append(errs, errors.New("the addresses of this device are not known, so clients could reach its own network"))
 	}
-	var errs []error
 	if s.chosen != want.Use {
 		choice, _, err := s.n.choiceOf(want.Use)
 		if err == nil {
@@ -257,16 +267,19 @@ func (s *sharing) settle() bool {
 		}
 		errs = append(errs, err) // a node that is not known yet: tried again
 	}
-	offer := want.Offer && !using
+	if !offer {
+		s.stopOffer() // before the kernel forgets what to do with clients' packets
+	}
 	whole, err := s.route(want, use, offer)
 	errs = append(errs, err)
-	if err == nil && offer {
+	s.mu.Lock()
+	s.nat, s.away = s.kernel.gateway, s.exit
+	s.mu.Unlock()
+	switch {
+	case err == nil && offer:
 		errs = append(errs, s.announce(want))
-	} else {
-		s.gw.StopOffer()
-		s.mu.Lock()
-		s.offered = nil
-		s.mu.Unlock()
+	case offer:
+		s.stopOffer()
 	}
 	errs = append(errs, s.openDNS(offer), s.upstreams(use))
 	s.guest.setUplink(line, watched, use)
@@ -285,16 +298,41 @@ func (s *sharing) settle() bool {
 	return err == nil
 }
 
+func (s *sharing) stopOffer() {
+	s.gw.StopOffer()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.offered = nil
+}
+
+// ended ends the connections of addresses that clients have given back.
+func (s *sharing) ended(addrs []netip.Addr) {
+	s.mu.Lock()
+	nat, away := s.nat, s.away
+	s.mu.Unlock()
+	if away != nil {
+		for _, a := range addrs {
+			away.dev.Forget(a)
+		}
+	}
+	if nat != nil {
+		if err := nat.Forget(addrs); err != nil {
+			s.n.log.Warn("clients' old connections", "err", err)
+		}
+	}
+}
+
 // announce offers the line as the owner wants, if that is not said already.
 func (s *sharing) announce(want config.Gateway) error {
 	s.mu.Lock()
-	same := s.offered != nil && equalOffers(*s.offered, want)
+	names := s.names != 0
+	same := s.offered != nil && equalOffers(*s.offered, want) && s.offersDNS == names
 	s.mu.Unlock()
 	if same {
 		return nil
 	}
 	o := gateway.OfferConfig{
-		IPv4: want.IPv4, IPv6: want.IPv6 == "nat", DNS: true, Price: want.Price, DownKbps: want.Down.Kbit(), UpKbps: want.Up.Kbit(),
+		IPv4: want.IPv4, IPv6: want.IPv6 == "nat", DNS: names, Price: want.Price, DownKbps: want.Down.Kbit(), UpKbps: want.Up.Kbit(),
 		MembersOnly: want.Members, Metered: s.n.cfg.Metered, Rules: s.rules, Pool: s.pool(), MTU: s.mtu(),
 	}
 	if p, err := netip.ParsePrefix(s.n.cfg.Gateway.NAT64); err == nil && want.IPv4 {
@@ -304,7 +342,7 @@ func (s *sharing) announce(want config.Gateway) error {
 		return err
 	}
 	s.mu.Lock()
-	s.offered = &want
+	s.offered, s.offersDNS = &want, names
 	s.mu.Unlock()
 	return nil
 }
@@ -325,8 +363,12 @@ func (s *sharing) pool() netip.Prefix {
 	return gateway.DefaultPool
 }
 
-// openDNS lets clients ask this node's resolver while it shares its line; what they may ask, Recurse says.
+// openDNS lets clients ask this node's resolver while it shares its line; what they may ask, Recurse says. Another program's
+// resolver at that port stays closed: see serveMeshDNS.
 func (s *sharing) openDNS(offer bool) error {
+	s.mu.Lock()
+	offer = offer && s.names != 0
+	s.mu.Unlock()
 	switch {
 	case offer && s.shut == nil:
 		var rules []firewall.Rule
@@ -456,6 +498,9 @@ func (s *sharing) mayRecurse(src netip.Addr) bool {
 func (s *sharing) whyNoDNS() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.use.Gateway.IsZero() && len(s.asked) == 1 {
+		return "the gateway in use has no resolver, and the servers of this system are on the own line: set [dns] upstream"
+	}
 	if s.use.Gateway.IsZero() && s.watched && !s.line.IPv4 && !s.line.IPv6 {
 		return "no gateway is in use and this device has no line: weft gateway use auto"
 	}
@@ -471,7 +516,8 @@ func (s *sharing) upstreams(use gateway.Use) error {
 		}
 	}
 	if len(list) == 0 && s.n.opt.World == nil {
-		list = systemServers()
+		// With a gateway that has no resolver, a server of the LAN would tell the own line's owner every name.
+		list = systemServers(!use.Gateway.IsZero())
 	}
 	s.mu.Lock()
 	via := use.Gateway.String()
@@ -555,6 +601,12 @@ func (s *sharing) dialOutside(ctx context.Context, network, name string, port ui
 	s.mu.Lock()
 	using, reason := !s.use.Gateway.IsZero(), s.use.Reason
 	choice := s.want.Use
+	if using && s.n.mode == "tun" && !s.whole { // the kernel's routes still lead to the own line
+		using, reason = false, "this device's traffic does not go through the gateway yet"
+		if s.problem != "" {
+			reason = s.problem
+		}
+	}
 	s.mu.Unlock()
 	if !using {
 		if choice == "off" {

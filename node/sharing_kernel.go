@@ -9,14 +9,17 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"weft/config"
 	"weft/gateway"
 	"weft/gateway/host"
 	"weft/ident"
 	"weft/meter"
+	"weft/proxy"
 	"weft/session"
 )
 
@@ -27,6 +30,7 @@ type kernel struct {
 	pool    netip.Prefix
 	four    bool
 	six     bool
+	dns     uint16
 
 	client *host.Client
 }
@@ -101,7 +105,13 @@ func (s *sharing) routeKernel(want config.Gateway, use gateway.Use, offer bool) 
 		return false, k.closeGateway()
 	}
 	six := want.IPv6 == "nat"
-	if k.gateway != nil && (k.wan != want.Interface || k.four != want.IPv4 || k.six != six) {
+	s.mu.Lock()
+	dnsPort := s.names
+	s.mu.Unlock()
+	if dnsPort == 53 {
+		dnsPort = 0 // nothing to redirect
+	}
+	if k.gateway != nil && (k.wan != want.Interface || k.four != want.IPv4 || k.six != six || k.dns != dnsPort) {
 		if err := k.closeGateway(); err != nil {
 			return false, err
 		}
@@ -119,13 +129,13 @@ func (s *sharing) routeKernel(want config.Gateway, use gateway.Use, offer bool) 
 			return false, errors.New("no part of 100.64.0.0/10 is free on this host: share IPv6 only")
 		}
 	}
-	k.gateway, err = host.OpenGateway(host.GatewayConfig{TUN: s.n.device.Name(), WAN: want.Interface, Pool: pool, IPv6: six, MTU: int(s.mtu()),
+	k.gateway, err = host.OpenGateway(host.GatewayConfig{TUN: s.n.device.Name(), WAN: want.Interface, Pool: pool, IPv6: six, MTU: int(s.mtu()), DNSPort: dnsPort,
 		StateFile: filepath.Join(s.n.opt.StateDir, "gateway.undo"), Log: s.n.log.With("room", "host")})
 	if err != nil {
 		k.gateway = nil
 		return false, err
 	}
-	k.wan, k.pool, k.four, k.six = want.Interface, pool, want.IPv4, six
+	k.wan, k.pool, k.four, k.six, k.dns = want.Interface, pool, want.IPv4, six, dnsPort
 	if blocked := k.gateway.Blocked(); len(blocked) > 0 {
 		return false, fmt.Errorf("this host's own firewall drops what is forwarded (%s): let packets from and to %s through", strings.Join(blocked, ", "), s.n.device.Name())
 	}
@@ -168,6 +178,64 @@ func (s *sharing) routeUserspace(want config.Gateway, use gateway.Use, offer boo
 	s.exit = e
 	stack.setExit(e.dev)
 	return nil
+}
+
+// pollAddresses is host.OpenUplink for systems where there is none: its lines count as there, its own networks are known.
+func pollAddresses(changed func(host.State)) (stop func()) {
+	var last []netip.Prefix
+	look := func() {
+		if local, err := ownNetworks(); err == nil && !slices.Equal(local, last) {
+			last = local
+			changed(host.State{IPv4: true, IPv6: true, Local: local})
+		}
+	}
+	look()
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		t := time.NewTicker(3 * time.Second)
+		defer t.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-t.C:
+				look()
+			}
+		}
+	}()
+	return func() {
+		close(end)
+		<-ended
+	}
+}
+
+// ownNetworks are this device's addresses and the networks they lie in, as gateway.SetLocal wants them.
+func ownNetworks() (out []netip.Prefix, err error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range all {
+		n, ok := x.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(n.IP)
+		if !ok {
+			continue
+		}
+		a = a.Unmap()
+		bits, _ := n.Mask.Size()
+		if len(n.Mask) == 16 && a.Is4() {
+			bits -= 96
+		}
+		if p, err := a.Prefix(bits); err == nil {
+			out = append(out, p, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	slices.SortFunc(out, netip.Prefix.Compare)
+	return slices.Compact(out), nil
 }
 
 // redirectTo is the port that all of this host's DNS questions are sent to; 0 leaves them alone.
@@ -253,17 +321,17 @@ func openDNSSockets(at netip.AddrPort, others bool) (socks []io.Closer, err erro
 func inUse(err error) bool { return strings.Contains(err.Error(), "address already in use") }
 
 // serveMeshDNS answers at port 53 of this node's mesh address, for clients of its gateway. Where something else has the
-// port, that is what clients ask.
+// port, such as a router's dnsmasq, the kernel leads clients to another: they are none of its business, and it is none of theirs.
 func (s *sharing) serveMeshDNS(ctx context.Context) error {
 	if s.n.net == nil {
 		<-ctx.Done()
 		return ctx.Err()
 	}
-	u, err := s.n.net.ListenPacket(ctx, "udp", ":53")
-	var t net.Listener
-	if err == nil {
-		if t, err = s.n.net.Listen(ctx, "tcp", ":53"); err != nil {
-			u.Close()
+	u, t, err := s.listenMesh(ctx, 53)
+	port := uint16(53)
+	for free := uint16(7153); err != nil && s.n.mode == "tun" && free < 7163; free++ {
+		if u, t, err = s.listenMesh(ctx, free); err == nil {
+			port = free
 		}
 	}
 	if err != nil {
@@ -271,22 +339,45 @@ func (s *sharing) serveMeshDNS(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
 	}
+	s.mu.Lock()
+	s.names = port
+	s.mu.Unlock()
+	s.stir()
 	return s.dns.Serve(ctx, u, t)
 }
 
-// systemServers are the name servers of this system.
-func systemServers() (list []string) {
+func (s *sharing) listenMesh(ctx context.Context, port uint16) (net.PacketConn, net.Listener, error) {
+	at := fmt.Sprintf(":%d", port)
+	u, err := s.n.net.ListenPacket(ctx, "udp", at)
+	if err != nil {
+		return nil, nil, err
+	}
+	t, err := s.n.net.Listen(ctx, "tcp", at)
+	if err != nil {
+		u.Close()
+		return nil, nil, err
+	}
+	return u, t, nil
+}
+
+// systemServers are the name servers of this system; public: only those that any line reaches.
+func systemServers(public bool) []string {
 	b, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil {
 		return nil
 	}
-	for line := range strings.Lines(string(b)) {
+	return serversIn(string(b), public)
+}
+
+// serversIn reads the form of /etc/resolv.conf.
+func serversIn(conf string, public bool) (list []string) {
+	for line := range strings.Lines(conf) {
 		f := strings.Fields(line)
 		if len(f) < 2 || f[0] != "nameserver" {
 			continue
 		}
 		a, err := netip.ParseAddr(f[1])
-		if err != nil || ident.MeshPrefix.Contains(a) || len(list) == 4 {
+		if err != nil || ident.MeshPrefix.Contains(a) || len(list) == 4 || public && !proxy.MayLeave(a) {
 			continue
 		}
 		list = append(list, "udp://"+net.JoinHostPort(a.String(), strconv.Itoa(53)))
