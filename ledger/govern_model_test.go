@@ -557,6 +557,8 @@ func TestGovernAgainstModel(t *testing.T) {
 		if err := w.m.Init(g); err != nil {
 			t.Fatal(err)
 		}
+		replica := w.store.Clone()
+		other, _ := New(replica)
 		for range rapid.IntRange(1, 60).Draw(t, "blocks") {
 			n.before, n.changed = map[int]bool{}, map[int]bool{}
 			for id, m := range n.members {
@@ -598,6 +600,14 @@ func TestGovernAgainstModel(t *testing.T) {
 			}
 			unadmitted := map[int]bool{}
 			out := w.m.Block(Header{Height: n.height, Time: n.now}, txs)
+			// Another machine, sometimes started anew, comes to the same state.
+			if rapid.IntRange(0, 9).Draw(t, "restart") == 0 {
+				other, _ = New(replica)
+			}
+			other.Block(Header{Height: n.height, Time: n.now}, txs)
+			if k, same := w.store.Equal(replica); !same {
+				t.Fatalf("height %d: two machines differ at %q", n.height, k)
+			}
 			for i, s := range what {
 				if unadmitted[s.agent] { // a stranger's refused application uses no nonce: the next one does not fit
 					if out.Results[i].Code == OK {

@@ -1063,3 +1063,39 @@ func TestVouchingInChains(t *testing.T) {
 	w.must(3, &tx.Vouch{Applicant: govKey(5)})
 	w.member(5)
 }
+
+// A change of the rules does not reach into votes that are open: what was noted at the opening holds. It does reach into
+// what is asked of the next ballot: whether members may vote for others.
+func TestRulesChangeDuringVote(t *testing.T) {
+	w := newGov(t, 4, "vote.notice=0", "vote.early=no", "vote.window=7200")
+	rules := w.propose(1, &tx.ActBylaws{Settings: []tx.Setting{{Name: "majority.text", Value: "900"}, {Name: "vote.quorum", Value: "1000"}, {Name: "proxy.allowed", Value: "no"}}})
+	w.block(1)
+	for i := 1; i <= 4; i++ {
+		w.must(i, &tx.Vote{Proposal: rules, Choice: tx.Yes})
+	}
+	w.must(4, &tx.Delegate{To: 1})
+	w.pass(3600)
+	text := w.propose(2, &tx.ActText{})
+	w.block(1)
+	w.pass(3600)
+	if w.stage(rules) != Done || w.stage(text) != Voting {
+		t.Fatalf("%s, %s", w.stage(rules), w.stage(text))
+	}
+	w.must(1, &tx.Vote{Proposal: text, Choice: tx.Yes})
+	w.must(2, &tx.Vote{Proposal: text, Choice: tx.Yes})
+	w.must(3, &tx.Vote{Proposal: text, Choice: tx.No})
+	w.refuse(CodeForbid, 3, &tx.Delegate{To: 1})
+	if _, g, _ := w.m.Proposal(text); g.Ballots() != 3 || g.Majority != 500 || g.Bylaws != 1 {
+		t.Errorf("%+v", g)
+	}
+	w.pass(3600)
+	if w.stage(text) != Done {
+		t.Error(w.stage(text))
+	}
+	late := w.propose(2, &tx.ActText{})
+	w.block(1)
+	if _, g, _ := w.m.Proposal(late); g.Majority != 900 || g.Quorum != 4 || g.Bylaws != 2 {
+		t.Errorf("%+v", g)
+	}
+	w.must(4, &tx.Delegate{}) // what is no longer allowed can be taken back
+}
