@@ -7,7 +7,7 @@
 //
 //	Block(header, txs):
 //	   what has become due (votes that close, parameters that take effect, tabs that run out)
-//	   each transaction:  Parse → signature → chain, expiry, nonce, rate → handler      all or nothing: an overlay is kept or dropped
+//	   each transaction:  Parse → chain, expiry, nonce, rate → signature → handler      all or nothing: an overlay is kept or dropped
 //	   invariants (in tests, and when asked for)
 //
 // Invariants: Σ balances + Σ earmarks + Σ funds = deposits − withdrawals; no account below its limit; a transaction applies at

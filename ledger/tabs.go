@@ -225,7 +225,7 @@ func (c *call) claim(raw []byte) (paid int64, err error) {
 	if paid = min(v.Amount, t.Earmark) - t.Claimed; paid == 0 {
 		return 0, refuse(CodeFunds, "the tab is used up: ask the payer to top it up, then claim again")
 	}
-	if !v.Verify(t.Signer) {
+	if !c.m.verifyOnce(tx.Hash(append(t.Signer[:], raw...)), func() bool { return v.Verify(t.Signer) }) {
 		return 0, refuse(CodeSig, "the voucher is not signed by the tab's signer")
 	}
 	mb, _ := c.member(t.PayeeID)
