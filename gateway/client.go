@@ -356,6 +356,21 @@ func ahead(x *Candidate, m *message) string {
 	return ""
 }
 
+// tangled says whether a grant would take what this device has already, "" when it does not: an address of its own networks on the TUN
+// cuts off whoever has it there, and with a prefix of theirs the gateway would get the traffic of all devices in it.
+func (g *Gateway) tangled(m *message) string {
+	for _, p := range g.local {
+		// Wider ones say where the internet is, or are pools of a gateway on this host.
+		if m.v6.IsValid() && p.Bits() >= 32 && p.Overlaps(m.v6) {
+			return fmt.Sprintf("the IPv6 prefix %v overlaps %v, where this device is already", m.v6, p)
+		}
+		if m.v4.IsValid() && p.Bits() > 16 && p.Contains(m.v4) {
+			return fmt.Sprintf("the IPv4 address %v lies in %v, where this device is already", m.v4, p)
+		}
+	}
+	return ""
+}
+
 func (c *client) find(key ident.PublicKey) *held {
 	for _, h := range c.held {
 		if h.c.Key == key {
@@ -804,6 +819,9 @@ func (g *Gateway) fromGateway(peer ident.PublicKey, m *message, now time.Time) {
 			return
 		}
 		why := c.choice.absurd(&h.c, m)
+		if why == "" {
+			why = g.tangled(m)
+		}
 		if why == "" {
 			if why = ahead(&h.c, m); why != "" && h.stale < askStale {
 				h.stale++

@@ -287,6 +287,7 @@ func TestHostileGateway(t *testing.T) {
 		"where":                func(m *message) { m.families |= IPv6Routed; m.v6 = netip.MustParsePrefix("2001:db8:1::/64") },
 		"do not go together":   func(m *message) { m.v4 = netip.Addr{} },
 		"no way":               func(m *message) { m.families = DNS; m.v4 = netip.Addr{} },
+		"lies in":              func(m *message) { m.v4 = netip.MustParseAddr("100.70.1.1") },
 	} {
 		t.Run(name, func(t *testing.T) {
 			in(t, func(t *testing.T, w *world) {
@@ -302,6 +303,9 @@ func TestHostileGateway(t *testing.T) {
 				a.mustOffer(plain)
 				b.mustOffer(plain)
 				time.Sleep(time.Second)
+				if err := c.SetLocal([]netip.Prefix{netip.MustParsePrefix("100.70.1.0/24")}); err != nil {
+					t.Fatal(err)
+				}
 				c.mustUse(both)
 				time.Sleep(20 * time.Second)
 				if c.use().Gateway != b.key {
@@ -314,6 +318,25 @@ func TestHostileGateway(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A gateway that leases a client the client's own network would get what all devices there send.
+func TestGrantOfOwnNetwork(t *testing.T) {
+	g := bare(t)
+	if err := g.SetLocal([]netip.Prefix{netip.MustParsePrefix("2001:db8:1::/64"), netip.MustParsePrefix("2001:db8:1::7/128"), netip.MustParsePrefix("100.70.1.0/24"),
+		netip.MustParsePrefix("100.86.0.0/16"), netip.MustParsePrefix("2000::/3")}); err != nil {
+		t.Fatal(err)
+	}
+	for prefix, bad := range map[string]bool{"2001:db8:1::/64": true, "2001:db8:1::/48": true, "2001:db8:1::1/128": true, "2001:db8:2::/64": false} {
+		if why := g.tangled(&message{v6: netip.MustParsePrefix(prefix)}); (why != "") != bad {
+			t.Errorf("%s: %q", prefix, why)
+		}
+	}
+	for a, bad := range map[string]bool{"100.70.1.1": true, "100.70.2.1": false, "100.86.0.9": false} {
+		if why := g.tangled(&message{v4: netip.MustParseAddr(a)}); (why != "") != bad {
+			t.Errorf("%s: %q", a, why)
+		}
 	}
 }
 
