@@ -72,7 +72,7 @@ type GatewayClient struct {
 // GatewayUse is where this node takes the internet from.
 type GatewayUse struct {
 	Choice     string             `json:"choice"`            // off, auto or a node
-	State      string             `json:"state"`             // off, resting (own line works), searching, up
+	State      string             `json:"state"`             // off, resting (own line works), searching, up, failing
 	Why        string             `json:"why,omitempty"`     // in plain words
 	ID         string             `json:"id,omitempty"`      // of the gateway in use
 	Name       string             `json:"name,omitempty"`    // its name, if it has one
@@ -97,7 +97,7 @@ type GatewayCandidate struct {
 	CostUs  uint32 `json:"cost_us"`           // of the way to it
 	RTTUs   int64  `json:"rtt_us"`            // measured, 0 when not
 	Score   uint64 `json:"score"`             // less is better
-	State   string `json:"state"`             // in use, standby, ready, refused, silent
+	State   string `json:"state"`             // in use, in reserve, asked, possible, unsuitable, left alone (after failures)
 	Refused string `json:"refused,omitempty"` // why it is not used
 }
 
@@ -156,20 +156,19 @@ type Traffic struct {
 
 // MeterSession is what two nodes count of the gateway traffic between them.
 type MeterSession struct {
-	ID       string    `json:"id"`               // the other node
-	Name     string    `json:"name,omitempty"`   // its name, if it has one
-	Role     string    `json:"role"`             // gateway or client: what the other node is here
-	Total    Traffic   `json:"total"`            // as this node counts, since ever
-	Agreed   Traffic   `json:"agreed"`           // delivered, as both ends know: what a bill would say, without the constant per packet
-	SentBps  uint64    `json:"sent_bps"`         // at present, bit/s
-	RecvBps  uint64    `json:"recv_bps"`         // at present, bit/s
-	GapSent  int64     `json:"gap_sent_bytes"`   // sent and not received, in the last full window
-	GapRecv  int64     `json:"gap_recv_bytes"`   // sent by the other and not received here
-	State    string    `json:"state"`            // quiet, good, gap
-	Reason   string    `json:"reason,omitempty"` // of a gap: lossy, silent, inflated, rewound
-	BeaconMs int64     `json:"beacon_ms"`        // since the last word of the other's meter
-	Billed   uint64    `json:"billed_bytes"`     // agreed bytes plus the constant per packet, both directions
-	Since    time.Time `json:"since,omitzero"`   // when counting began
+	ID       string  `json:"id"`               // the other node
+	Name     string  `json:"name,omitempty"`   // its name, if it has one
+	Role     string  `json:"role"`             // gateway or client: what the other node is here
+	Total    Traffic `json:"total"`            // as this node counts, since ever
+	Agreed   Traffic `json:"agreed"`           // delivered, as both ends know: what a bill would say, without the constant per packet
+	SentBps  uint64  `json:"sent_bps"`         // at present, bit/s
+	RecvBps  uint64  `json:"recv_bps"`         // at present, bit/s
+	GapSent  int64   `json:"gap_sent_bytes"`   // sent and not received, in the last full window
+	GapRecv  int64   `json:"gap_recv_bytes"`   // sent by the other and not received here
+	State    string  `json:"state"`            // good, or gap: the ends differ by more than the way may lose
+	Reason   string  `json:"reason,omitempty"` // of a gap: lossy, silent, inflated, rewound
+	BeaconMs int64   `json:"beacon_ms"`        // since the last word of the other's meter; negative when none came
+	Billed   uint64  `json:"billed_bytes"`     // agreed bytes plus the constant per packet, both directions
 }
 
 // MeterLink is what a neighbour and this node handed each other.
@@ -199,10 +198,10 @@ type Guest struct {
 	MAC       string   `json:"mac"`               // hardware address
 	Addresses []string `json:"addresses"`         // IP addresses seen
 	Name      string   `json:"name,omitempty"`    // that it gave itself
-	State     string   `json:"state"`             // new, allowed, expired
+	State     string   `json:"state"`             // new, seen (was shown the page), allowed, expired
 	Voucher   string   `json:"voucher,omitempty"` // code
-	LeftS     int64    `json:"left_s"`            // seconds left; -1 is no limit
-	LeftBytes int64    `json:"left_bytes"`        // bytes left; -1 is no limit
+	LeftS     int64    `json:"left_s"`            // seconds left, of who is allowed; -1 is no limit
+	LeftBytes int64    `json:"left_bytes"`        // bytes left, of who is allowed; -1 is no limit
 	Bytes     uint64   `json:"bytes"`             // used
 }
 

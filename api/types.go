@@ -35,11 +35,23 @@ type Status struct {
 	// Yggdrasil is how the Yggdrasil plane does: absent (not in this program), off, alone (no link yet), up, or shared.
 	Yggdrasil string `json:"yggdrasil"`
 
+	Internet Internet  `json:"internet"`           // who shares it with whom, in short
 	Started  time.Time `json:"started"`            // when the node came up
 	UptimeS  int64     `json:"uptime_s"`           // seconds since then
 	Counters Counters  `json:"counters"`           // totals since the start
 	Sessions []Session `json:"sessions"`           // end-to-end sessions in use
 	Warnings []string  `json:"warnings,omitempty"` // what the owner should look at, in plain words
+}
+
+// Internet is in short what GET /v1/gateway and GET /v1/guests tell in full.
+type Internet struct {
+	Use     string `json:"use"`            // where it is taken from: off (no gateway), resting (own line works), searching, up, failing
+	From    string `json:"from,omitempty"` // name of the gateway in use, or its id
+	Price   uint32 `json:"price"`          // of that gateway, ncredit per MiB
+	Why     string `json:"why,omitempty"`  // what is wrong with the use or the offer, in plain words
+	Offer   string `json:"offer"`          // of the own line: off, waiting (for the line), on
+	Clients int    `json:"clients"`        // nodes that have a lease on the own line
+	Guests  int    `json:"guests"`         // devices without Weft behind this node; -1 when there is no network for them
 }
 
 // Counters are totals since the node started.
@@ -141,13 +153,14 @@ type Route struct {
 
 // TraceHop is one node on the path to a target.
 type TraceHop struct {
-	ID      string          `json:"id"`             // node
-	Key     ident.PublicKey `json:"key,omitzero"`   // its key
-	Address netip.Addr      `json:"address"`        // its mesh address
-	Name    string          `json:"name,omitempty"` // its name, if it has one
-	CostUs  uint32          `json:"cost_us"`        // cost of the path up to here
-	Price   uint64          `json:"price"`          // ncredit per MiB that this node asks
-	RTTUs   int64           `json:"rtt_us"`         // measured round trip to it; 0 when it was not probed
+	ID      string          `json:"id"`              // node
+	Key     ident.PublicKey `json:"key,omitzero"`    // its key
+	Address netip.Addr      `json:"address"`         // its mesh address
+	Name    string          `json:"name,omitempty"`  // its name, if it has one
+	CostUs  uint32          `json:"cost_us"`         // cost of the path up to here
+	Price   uint64          `json:"price"`           // ncredit per MiB that this node asks
+	RTTUs   int64           `json:"rtt_us"`          // measured round trip to it; 0 when it was not probed
+	Offer   string          `json:"offer,omitempty"` // the internet line that it shares, in plain words
 }
 
 // LSDBEntry is one node's signed link-state advertisement.
@@ -163,6 +176,7 @@ type LSDBEntry struct {
 	Metered    bool            `json:"metered"`             // avoid as transit
 	Community  string          `json:"community,omitempty"` // id of its closed network
 	Price      uint32          `json:"price"`               // ncredit per MiB carried
+	Offer      string          `json:"offer,omitempty"`     // the internet line that it shares, in plain words
 	Position   *Position       `json:"position,omitempty"`  // where it says that it stands, blurred
 	Reachable  bool            `json:"reachable"`           // there is a path to it
 	Bytes      int             `json:"bytes"`               // size of the advertisement

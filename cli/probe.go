@@ -94,6 +94,11 @@ func (c *traceCmd) Run(e *env) error {
 		t.row(i, h.Name, h.Address, micros(h.CostUs), shown, micros(h.RTTUs))
 	}
 	t.print(e.out)
+	for _, h := range hops {
+		if h.Offer != "" {
+			e.say("%s shares the internet: %s", who(h.Name, h.ID), clean(h.Offer))
+		}
+	}
 	if n := len(hops); n > 1 {
 		e.say("%s, cost %s, price of the way %d ncredit per MiB", count(n-1, "hop"), micros(hops[n-1].CostUs), price)
 	}

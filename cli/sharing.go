@@ -107,14 +107,24 @@ func (e *env) printUse(u api.GatewayUse) {
 		if u.Standby != "" {
 			e.say("           %s stands by", clean(u.Standby))
 		}
+	case "resting":
+		e.say("Internet   by the own line, which is shared; a gateway is used when it fails")
+	case "searching":
+		e.say("Internet   searching: %s", clean(u.Why))
+		if u.Choice == "auto" {
+			e.say("           The first that suits is used as soon as it is there.")
+		}
 	default:
 		e.say("Internet   %s: %s", clean(u.State), clean(u.Why))
 	}
-	if u.Failovers > 0 {
+	switch {
+	case u.Failovers == 1:
+		e.say("           changed once, because: %s", clean(u.Last))
+	case u.Failovers > 1:
 		e.say("           changed %d times; the last time because: %s", u.Failovers, clean(u.Last))
 	}
 	if len(u.Candidates) > 0 {
-		t := columns("GATEWAY", "OFFER", ">PRICE", ">WAY", ">RTT", ">SCORE", "STATE", "")
+		t := columns("GATEWAY", "OFFER", ">PRICE IN ALL", ">WAY", ">RTT", ">SCORE", "STATE", "")
 		for _, x := range u.Candidates {
 			t.row(who(x.Name, x.ID), x.Offer, config.FormatPrice(x.Price), micros(x.CostUs), micros(x.RTTUs), x.Score, x.State, cmp.Or(x.Refused, " "))
 		}
@@ -175,6 +185,12 @@ func (c *gatewayOfferCmd) Run(e *env) error {
 	}
 	if !e.json {
 		e.printOffer(g)
+		if !g.Offer.Active {
+			return nil
+		}
+		if c.Down == "0" || c.Up == "0" {
+			e.say("           Without --down and --up nothing keeps one neighbour, or your own downloads, from crowding out the rest.")
+		}
 		e.say("\nOthers' traffic now leaves through your line and under its address. What they cannot reach: your own network, this device, and port 25.")
 		e.say("To change what is closed: [gateway] in the config file. To stop: weft gateway stop")
 		return nil
@@ -211,7 +227,8 @@ func (c *gatewayUseCmd) Run(e *env) error {
 	if e.json {
 		return e.printJSON(g)
 	}
-	for i := 0; g.Use.State == "searching" && i < 50; i++ { // it takes a round trip or two
+	hope := func(c api.GatewayCandidate) bool { return c.Refused == "" }
+	for i := 0; g.Use.State == "searching" && slices.ContainsFunc(g.Use.Candidates, hope) && i < 50; i++ { // it takes a round trip or two
 		select {
 		case <-e.ctx.Done():
 			return e.ctx.Err()
@@ -226,7 +243,7 @@ func (c *gatewayUseCmd) Run(e *env) error {
 }
 
 type meterCmd struct {
-	Watch bool `short:"w" help:"Go on, each second, until interrupted."`
+	Watch bool `short:"w" help:"Go on, each second, until interrupted; with --json a line each."`
 }
 
 func (c *meterCmd) Run(e *env) error {
@@ -236,7 +253,11 @@ func (c *meterCmd) Run(e *env) error {
 			return err
 		}
 		if e.json {
-			if err := e.printJSON(m); err != nil {
+			show := e.printJSON
+			if c.Watch {
+				show = e.printLine
+			}
+			if err := show(m); err != nil {
 				return err
 			}
 		} else {
@@ -348,14 +369,24 @@ type voucherCreateCmd struct {
 	Count   int    `short:"n" default:"1" help:"How many."`
 	Minutes int    `default:"0" help:"How long one lasts from its first use; 0 is no limit."`
 	Data    string `default:"0" help:"How much data, such as 500MB or 2GB; 0 is no limit."`
-	Devices int    `default:"1" help:"How many devices may use one; 0 is no limit."`
+	Devices int    `default:"1" help:"How many devices may use one, at most 64."`
 	Note    string `help:"For whom it is."`
 }
 
 func (c *voucherCreateCmd) Run(e *env) error {
 	data, err := parseSize(c.Data)
 	if err != nil {
-		return usageError{err}
+		return usageError{fmt.Errorf("--data: %w", err)}
+	}
+	switch {
+	case c.Count < 1 || c.Count > 1000:
+		return usageError{fmt.Errorf("--count: must be 1 to 1000")}
+	case c.Minutes < 0:
+		return usageError{fmt.Errorf("--minutes: must not be negative; 0 is no limit")}
+	case c.Devices < 1 || c.Devices > 64:
+		return usageError{fmt.Errorf("--devices: must be 1 to 64")}
+	case data > 0 && data < 1e6:
+		return usageError{fmt.Errorf("--data: %s opens no page; the least is 1MB; 0 is no limit", size(uint64(data)))}
 	}
 	v, err := e.node().MakeVouchers(e.ctx, api.VoucherRequest{Count: c.Count, Note: c.Note, Minutes: c.Minutes, Bytes: data, Devices: c.Devices})
 	if err != nil {
@@ -388,7 +419,7 @@ func (c *voucherRevokeCmd) Run(e *env) error {
 	if err := e.node().RevokeVoucher(e.ctx, c.Code); err != nil {
 		return err
 	}
-	e.say("%s is revoked: who used it is back at the first page.", clean(c.Code))
+	e.say("%s is revoked. Who was online with it is back at the first page.", clean(c.Code))
 	return nil
 }
 
@@ -457,7 +488,11 @@ func (c *guestStatusCmd) Run(e *env) error {
 	}
 	t := columns("DEVICE", "NAME", "ADDRESSES", "STATE", "VOUCHER", ">TIME LEFT", ">DATA LEFT", ">USED")
 	for _, x := range g.Clients {
-		t.row(x.MAC, cmp.Or(x.Name, " "), strings.Join(x.Addresses, " "), x.State, cmp.Or(x.Voucher, " "), orNoLimit(x.LeftS >= 0, span(max(x.LeftS, 0))), orNoLimit(x.LeftBytes >= 0, size(uint64(max(x.LeftBytes, 0)))), size(x.Bytes))
+		left, data := "-", "-"
+		if x.State == "allowed" {
+			left, data = orNoLimit(x.LeftS >= 0, span(max(x.LeftS, 0))), orNoLimit(x.LeftBytes >= 0, size(uint64(max(x.LeftBytes, 0))))
+		}
+		t.row(x.MAC, cmp.Or(x.Name, " "), strings.Join(x.Addresses, " "), x.State, cmp.Or(x.Voucher, " "), left, data, size(x.Bytes))
 	}
 	t.print(e.out)
 	return nil

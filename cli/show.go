@@ -6,6 +6,9 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"weft/api"
+	"weft/config"
 )
 
 type statusCmd struct{}
@@ -45,6 +48,9 @@ func (c *statusCmd) Run(e *env) error {
 	n := s.Counters
 	line("Mesh", "%s, %s, %s", count(n.Links, "neighbour"), count(n.Nodes, "node"), count(n.Routes, "route"))
 	line("Yggdrasil", "%s", map[string]string{"absent": "not in this program", "off": "off", "alone": "no link yet", "up": "linked", "shared": "linked, and shared with the mesh"}[s.Yggdrasil])
+	for _, text := range internetLines(s.Internet) {
+		line("Internet", "%s", text)
+	}
 	line("Traffic", "%s in, %s out, %s carried for others", size(n.RxBytes), size(n.TxBytes), size(n.ForwardedBytes))
 	if len(n.Dropped) > 0 {
 		var parts []string
@@ -69,6 +75,36 @@ func (c *statusCmd) Run(e *env) error {
 		return e.tellStrangers()
 	}
 	return nil
+}
+
+// internetLines tell in a line each who shares the internet with whom.
+func internetLines(i api.Internet) (out []string) {
+	switch i.Use {
+	case "up":
+		out = append(out, fmt.Sprintf("from %s, %s", i.From, config.FormatPrice(uint64(i.Price))))
+	case "off":
+		if i.Offer != "on" && i.Guests < 0 {
+			out = append(out, "from no gateway; see: weft gateway")
+		}
+	case "resting":
+		out = append(out, "by the own line; a gateway when it fails")
+	default:
+		out = append(out, strings.Trim(i.Use+" for a gateway: "+i.Why, ": "))
+	}
+	switch i.Offer {
+	case "on":
+		out = append(out, "shared with "+count(i.Clients, "node"))
+	case "waiting":
+		why := ""
+		if i.Use == "off" || i.Use == "up" {
+			why = ": " + i.Why
+		}
+		out = append(out, "to be shared, but not now"+why)
+	}
+	if i.Guests >= 0 {
+		out = append(out, count(i.Guests, "guest")+" without Weft; see: weft guest")
+	}
+	return out
 }
 
 type routesCmd struct{}
@@ -122,6 +158,9 @@ func (c *lsdbCmd) Run(e *env) error {
 			notes = append(notes, "no path")
 		}
 		e.say("%s  %s  %s  seq %d, %s old, %d bytes%s", who(n.Name, n.ID), n.Address, n.Role, n.Seq, span(n.AgeS), n.Bytes, strings.Join(append([]string{""}, notes...), ", "))
+		if n.Offer != "" {
+			e.say("  shares the internet: %s", clean(n.Offer))
+		}
 		t := columns("  LINK TO", ">COST", ">MTU", "")
 		for _, l := range n.Neighbours {
 			note := " "

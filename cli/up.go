@@ -38,6 +38,9 @@ func (c *upCmd) Run(e *env) error {
 	if c.Verbose {
 		cfg.Log.Level = "debug"
 	}
+	if err := node.Check(cfg); err != nil {
+		return usageError{err}
+	}
 	if c.Check {
 		e.say("The config is right: %s", e.paths.Config)
 		return nil
@@ -99,6 +102,11 @@ func (e *env) welcome(s api.Status) error {
 	}
 	if s.Portal != "" {
 		e.say("  Portal   %s", s.Portal)
+	}
+	for _, text := range internetLines(s.Internet) {
+		if s.Internet.Use != "off" || s.Internet.Offer != "off" {
+			e.say("  Internet %s", clean(text))
+		}
 	}
 	e.say("  Next     weft status, weft peers; weft invite brings someone in. Ctrl-C stops.")
 	for _, w := range s.Warnings {

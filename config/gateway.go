@@ -11,10 +11,10 @@ import (
 // Gateway is sharing the internet: offering a line, and using another's.
 type Gateway struct {
 	Use      string `toml:"use" doc:"auto takes the internet from the best gateway of the mesh, a name, id or key from that node alone, off from none.\nWith root the whole device uses it, else what goes through the proxy of [userspace]."`
-	MaxPrice uint32 `toml:"max_price" doc:"Use no gateway that asks for more, in ncredit (a thousand-millionth of a credit) per MiB; 0 is no limit." example:"200000"`
+	MaxPrice Price  `toml:"max_price" doc:"Use no gateway that asks for more, carriage on the way included; written like price. 0 is no limit." example:"\"0.20/GB\""`
 
 	Offer     bool     `toml:"offer" doc:"Share this device's internet line with the mesh. weft gateway offer does the same while the node runs."`
-	Price     uint32   `toml:"price" doc:"What a MiB costs through this gateway, both directions, in ncredit. 100000 is about 0.10 credits per GB."`
+	Price     Price    `toml:"price" doc:"What traffic costs through this gateway, both directions: credits per GB like \"0.10/GB\",\nor a whole number of ncredit (a thousand-millionth of a credit) per MiB." example:"\"0.10/GB\""`
 	Down      Rate     `toml:"down" doc:"What of the line's download others may have together, such as \"20 Mbit/s\"; 10 to 20 % less than the line has keeps delays short.\n0 sets no limit, and then nobody is kept from crowding out others." example:"\"20 Mbit/s\""`
 	Up        Rate     `toml:"up" doc:"The same for upload." example:"\"5 Mbit/s\""`
 	Interface string   `toml:"interface" doc:"The interface that the line is on; empty is the one that the default route names." example:"\"eth0\""`
@@ -23,7 +23,7 @@ type Gateway struct {
 	NAT64     string   `toml:"nat64" doc:"IPv6 prefix under which devices that have IPv6 alone reach the IPv4 internet, a /96, or off. The default is known to all devices."`
 	Members   bool     `toml:"members_only" doc:"Share with members of this node's community only."`
 	SMTP      bool     `toml:"smtp" doc:"Let others connect to port 25, which sends mail and, from abused devices, a lot of it."`
-	Allow     []string `toml:"allow" doc:"Destinations that are open although a rule below or weft's own would close them: [tcp|udp] [PREFIX] [PORTS]." example:"[\"tcp 192.0.2.25 25\"]"`
+	Allow     []string `toml:"allow" doc:"Destinations that are open although a rule below or weft's own would close them: [tcp|udp|icmp] [PORTS] [ADDRESS or PREFIX]." example:"[\"tcp 25 192.0.2.25\"]"`
 	Deny      []string `toml:"deny" doc:"Destinations that are closed, written alike. Your own network, this device, and private addresses always are." example:"[\"udp 6881-6889\", \"203.0.113.0/24\"]"`
 	LogDays   int      `toml:"log_days" doc:"Days for which it is kept which node had a lease when, as your community decides; where it went is never kept. 0 keeps nothing."`
 }
@@ -45,6 +45,16 @@ type Guest struct {
 	Welcome   string   `toml:"welcome" doc:"A line on the guests' first page." example:"\"Hello neighbour!\""`
 }
 
+// Price is in ncredit per MiB. Its text is credits per GB, such as 0.10/GB, or a whole number of ncredit per MiB.
+type Price uint32
+
+// UnmarshalText reads the text of a price. There is no MarshalText: what is written is the number, which loses nothing.
+func (p *Price) UnmarshalText(b []byte) error {
+	v, err := ParsePrice(string(b))
+	*p = Price(v)
+	return err
+}
+
 // LinkRate is the rate of links on some interfaces.
 type LinkRate struct {
 	Interface string `toml:"interface" doc:"Interface, * matches any letters." example:"\"wlan*\""`
@@ -62,6 +72,9 @@ type DHCPMode string
 
 // Rate is in bits per second. Its text is a number with bit/s, kbit/s, Mbit/s or Gbit/s (in short k, M, G).
 type Rate uint64
+
+// leastRate is the least that packets get through with in bearable time.
+const leastRate = 8000
 
 // ParseRate reads the text of a rate.
 func ParseRate(s string) (Rate, error) {
@@ -89,8 +102,8 @@ func ParseRate(s string) (Rate, error) {
 		return 0, bad
 	}
 	r := Rate(math.Round(v * factor))
-	if r != 0 && r < 8000 {
-		return 0, fmt.Errorf("%q is too little to share; the least is 8 kbit/s", s)
+	if r != 0 && r < leastRate {
+		return 0, fmt.Errorf("%q is too little to share; the least is 8 kbit/s; written like \"20 Mbit/s\" or 20M", s)
 	}
 	return r, nil
 }
@@ -173,10 +186,15 @@ func (f *file) checkSharing(c *Config) {
 	if p, err := netip.ParsePrefix(g.NAT64); g.NAT64 != "off" && (err != nil || p.Bits() != 96 || !p.Addr().Is6()) {
 		f.report("gateway.nat64", "%q is not allowed; allowed: off, 64:ff9b::/96 or another /96", g.NAT64)
 	}
+	if g.Offer && g.Members && !c.Closed() {
+		f.report("gateway.members_only", "this node is in the open network, which has no members; share with everybody, or found a closed network: weft init --closed")
+	}
+	f.rate("gateway.down", g.Down)
+	f.rate("gateway.up", g.Up)
 	f.span("gateway.log_days", float64(g.LogDays), 0, 3650)
 	f.short("gateway.allow", len(g.Allow), maxList)
 	f.short("gateway.deny", len(g.Deny), maxList)
-	f.local("dns.listen", c.DNS.Listen, "off")
+	f.local("dns.listen", "this resolver is for this device alone", c.DNS.Listen, "off")
 	f.short("dns.upstream", len(c.DNS.Upstream), 16)
 	f.word("guest.mode", string(c.Guest.Mode), "voucher", "open")
 	f.word("guest.dhcp", string(c.Guest.DHCP), "auto", "dnsmasq", "own", "off")
@@ -188,5 +206,13 @@ func (f *file) checkSharing(c *Config) {
 		if r.Interface == "" || r.Rate == 0 {
 			f.report(fmt.Sprintf("rate.%d", i), "needs an interface and a rate, such as interface = \"wlan*\", rate = \"30 Mbit/s\"")
 		}
+		f.rate(fmt.Sprintf("rate.%d.rate", i), r.Rate)
+	}
+}
+
+// rate finds numbers without a unit, which are bits, where somebody meant more.
+func (f *file) rate(key string, r Rate) {
+	if r != 0 && r < leastRate {
+		f.report(key, "%d bit/s is too little to share; the least is 8 kbit/s; written like \"20 Mbit/s\"", uint64(r))
 	}
 }

@@ -75,6 +75,26 @@ interface = "wlan*"
 	}
 }
 
+func TestNumbersOfSharing(t *testing.T) {
+	c, err := Parse("weft.toml", []byte("[gateway]\noffer = true\nprice = \"0.10/GB\"\nmax_price = 200000\ndown = \"40M\"\n"))
+	if err != nil || c.Gateway.Price != 104858 || c.Gateway.MaxPrice != 200000 || c.Gateway.Down != 40e6 {
+		t.Errorf("%+v, %v", c, err)
+	}
+	for text, want := range map[string]string{
+		"[gateway]\nprice = \"cheap\"":                 "weft.toml:2: gateway.price: \"cheap\" is no price; written like 0.10/GB",
+		"[gateway]\nprice = -5":                        "gateway.price: must be",
+		"[gateway]\nmax_price = 0.1":                   "\"0.1\" is no price; written like 0.10/GB",
+		"[gateway]\ndown = 40":                         "gateway.down: 40 bit/s is too little to share",
+		"[[rate]]\ninterface = \"wlan*\"\nrate = 30":   "rate[1].rate: 30 bit/s is too little",
+		"[gateway]\noffer = true\nmembers_only = true": "gateway.members_only: this node is in the open network",
+		"[dns]\nlisten = \"0.0.0.0:53\"":               "this resolver is for this device alone",
+	} {
+		if _, err := Parse("weft.toml", []byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is met with %v, want %q", text, err, want)
+		}
+	}
+}
+
 func TestLastSaidHolds(t *testing.T) {
 	c := Default()
 	c.Gateway.Offer, c.Gateway.Price = true, 7

@@ -321,8 +321,8 @@ func (f *file) check(c *Config) {
 	if m := c.TUN.MTU; m != 0 && (m < 1280 || m > 65535) {
 		f.report("tun.mtu", "%d is not allowed; allowed: 1280 to 65535, or 0 to let weft choose", m)
 	}
-	f.local("userspace.socks", c.Userspace.SOCKS, "auto", "off")
-	f.local("userspace.http", c.Userspace.HTTP, "off")
+	f.local("userspace.socks", noPassword, c.Userspace.SOCKS, "auto", "off")
+	f.local("userspace.http", noPassword, c.Userspace.HTTP, "off")
 	f.address("portal.listen", c.Portal.Listen, "off")
 	for i, w := range c.Forwards {
 		at := fmt.Sprintf("forward.%d.", i)
@@ -450,11 +450,14 @@ func (f *file) address(key, s string, words ...string) {
 	}
 }
 
-// local is address for what asks for no password: everybody on the LAN would be let in.
-func (f *file) local(key, s string, words ...string) {
+// noPassword is why a proxy must not be reached from elsewhere.
+const noPassword = "the proxy asks for no password"
+
+// local is address for what serves this device alone, and why: everybody on the LAN would be let in.
+func (f *file) local(key, why, s string, words ...string) {
 	if host, _, err := net.SplitHostPort(s); err == nil {
 		if ip, err := netip.ParseAddr(host); err == nil && !ip.IsLoopback() {
-			f.report(key, "%q can be reached from other devices, and the proxy asks for no password; allowed: an address of this device only, such as 127.0.0.1:8080", s)
+			f.report(key, "%q can be reached from other devices, and %s; allowed: an address of this device only, such as 127.0.0.1:8080", s, why)
 			return
 		}
 	}

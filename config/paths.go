@@ -104,7 +104,7 @@ type Sharing struct {
 // Offer is what weft gateway offer and stop said last.
 type Offer struct {
 	On      bool     `toml:"on"`
-	Price   uint32   `toml:"price"`
+	Price   Price    `toml:"price"`
 	Down    Rate     `toml:"down"`
 	Up      Rate     `toml:"up"`
 	IPv4    bool     `toml:"ipv4"`
@@ -178,7 +178,7 @@ func (a Added) Save(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write what commands added: %w", err)
 	}
-	b = append([]byte("# Written by weft peers add and weft join. Your own settings belong into "+FileName+".\n"), b...)
+	b = append([]byte("# Written by weft peers, weft join and weft gateway, and holds over "+FileName+", where your own settings belong.\n"), b...)
 	return WriteFile(filepath.Join(dir, addedName), b)
 }
 

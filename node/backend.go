@@ -25,7 +25,7 @@ import (
 var _ api.Backend = (*Node)(nil)
 
 // Status implements api.Viewer.
-func (n *Node) Status(context.Context) (api.Status, error) {
+func (n *Node) Status(ctx context.Context) (api.Status, error) {
 	stats, lsdb := n.routing.stats()
 	t := n.routing.table.Load()
 	c, sc, fc := n.plane.Counts(), n.sessions.Counts(), n.firewall.Stats()
@@ -97,7 +97,9 @@ func (n *Node) Status(context.Context) (api.Status, error) {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("No link with %s: %s", r.Endpoint, r.Reason))
 		}
 	}
-	return s, nil
+	var err error
+	s.Internet, err = n.internet(ctx)
+	return s, err
 }
 
 func (n *Node) communityName() string {
@@ -249,6 +251,7 @@ func (n *Node) LSDB(context.Context) ([]api.LSDBEntry, error) {
 		if p := v.Extension(wire.ExtPosition); len(p) == 8 {
 			e.Position = &api.Position{Lat: float64(int32(binary.BigEndian.Uint32(p))) / 1e7, Lon: float64(int32(binary.BigEndian.Uint32(p[4:]))) / 1e7}
 		}
+		e.Offer = lineOf(v)
 		for k := range v.NumNeighbours() {
 			a := v.Neighbour(k)
 			other, known := byID[a.ID]
@@ -373,7 +376,7 @@ func (n *Node) Trace(ctx context.Context, target string) ([]api.TraceHop, error)
 			continue
 		}
 		out = append(out, api.TraceHop{ID: p.ID.String(), Key: v.Key(), Address: v.Key().Addr(), Name: string(v.Extension(wire.ExtName)),
-			CostUs: uint32(min(p.Cost, 1<<32-1)), Price: uint64(p.Price)})
+			CostUs: uint32(min(p.Cost, 1<<32-1)), Price: uint64(p.Price), Offer: lineOf(v)})
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

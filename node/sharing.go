@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -51,22 +52,26 @@ type sharing struct {
 
 	mu        sync.Mutex // guards what follows
 	want      config.Gateway
-	use       gateway.Use // the lease in force
-	line      host.State  // of this host
-	watched   bool        // line is known
-	problem   string      // why the wish is not fulfilled
-	mode      string      // how it is: kernel or userspace
-	whole     bool        // the lease serves the whole device
+	wishes    uint64          // how often want was changed by command
+	settled   uint64          // the wishes that settle has dealt with
+	through   ident.PublicKey // the gateway that the way is laid through, or that failed with problem
+	use       gateway.Use     // the lease in force
+	line      host.State      // of this host
+	watched   bool            // line is known
+	problem   string          // why the wish is not fulfilled
+	mode      string          // how it is: kernel or userspace
+	whole     bool            // the lease serves the whole device
 	offered   *config.Gateway
-	dnsAt     []string // where the resolver listens
-	asked     []string // upstreams in force
 	offersDNS bool
+	dnsAt     []string      // where the resolver listens
+	asked     []string      // upstreams in force
 	names     uint16        // the port at which the resolver answers at this node's mesh address; clients see 53. 0: it does not
 	nat       *host.Gateway // the same as kernel and exit below, for ended
 	away      *exitWay
 
 	// The rest belongs to settle.
 	chosen string // the choice that gateway knows
+	shared bool   // the log's last word on it
 	kernel kernel
 	exit   *exitWay
 	shut   func() // takes back the firewall's rules for DNS
@@ -90,22 +95,10 @@ func (c lateCarrier) Ping(ctx context.Context, peer ident.PublicKey) (time.Durat
 // newSharing makes the parts. The device is there; sessions and links are not yet.
 func newSharing(n *Node) (*sharing, error) {
 	s := &sharing{n: n, want: n.cfg.Gateway, kick: make(chan struct{}, 1)}
-	for _, list := range []struct {
-		key, verb string
-		rules     []string
-	}{{"allow", "allow ", n.cfg.Gateway.Allow}, {"deny", "deny ", n.cfg.Gateway.Deny}} {
-		for _, text := range list.rules {
-			r, err := gateway.ParseRule(list.verb + text)
-			if err != nil {
-				return nil, fmt.Errorf("config: gateway.%s: %w", list.key, err)
-			}
-			s.rules = append(s.rules, r)
-		}
-	}
-	if n.cfg.Gateway.SMTP {
-		s.rules = append(s.rules, gateway.Rule{Proto: tun.ProtoTCP, Ports: []gateway.PortRange{{Lo: 25, Hi: 25}}})
-	}
 	var err error
+	if s.rules, err = egress(n.cfg.Gateway); err != nil {
+		return nil, err
+	}
 	if s.meter, err = meter.New(meter.Config{
 		Dir: n.opt.StateDir, Log: n.log.With("room", "meter"),
 		Sessions: s.readSessions, Session: s.readSession, Links: n.routing.readLinks,
@@ -132,7 +125,7 @@ func newSharing(n *Node) (*sharing, error) {
 	}
 	if s.dns, err = s.newDNS(); err != nil {
 		s.meter.Close()
-		return nil, err
+		return nil, fmt.Errorf("config: dns.upstream: %w", err)
 	}
 	if err := s.guest.open(s); err != nil {
 		s.meter.Close()
@@ -140,6 +133,37 @@ func newSharing(n *Node) (*sharing, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// egress reads the owner's rules about where traffic may go.
+func egress(c config.Gateway) (rules []gateway.Rule, err error) {
+	for _, list := range []struct {
+		key, verb string
+		rules     []string
+	}{{"allow", "allow ", c.Allow}, {"deny", "deny ", c.Deny}} {
+		for _, text := range list.rules {
+			r, err := gateway.ParseRule(list.verb + text)
+			if err != nil {
+				return nil, fmt.Errorf("config: gateway.%s: %w", list.key, err)
+			}
+			rules = append(rules, r)
+		}
+	}
+	if c.SMTP {
+		rules = append(rules, gateway.Rule{Proto: tun.ProtoTCP, Ports: []gateway.PortRange{{Lo: 25, Hi: 25}}})
+	}
+	return rules, nil
+}
+
+// Check finds in a config what package config cannot know: the forms of the gateway's rules and of the resolver's upstreams.
+func Check(c *config.Config) error {
+	_, err := egress(c.Gateway)
+	r, bad := dns.New(dns.Config{Log: slog.New(slog.DiscardHandler), Upstreams: c.DNS.Upstream,
+		Dial: func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }})
+	if bad != nil {
+		return errors.Join(err, fmt.Errorf("config: dns.upstream: %w", bad))
+	}
+	return errors.Join(err, r.Close())
 }
 
 // close gives back what New took, for a node that never served.
@@ -228,13 +252,13 @@ func (s *sharing) changed(u gateway.Use) {
 	before := s.use
 	s.use = u
 	s.mu.Unlock()
-	text := "no gateway is in use: " + u.Reason
+	text := "no gateway is in use"
 	if !u.Gateway.IsZero() {
 		text = "the internet comes from " + s.n.routing.nameOf(u.Gateway)
 	}
 	if before.Gateway != u.Gateway {
 		s.n.log.Info(text, "reason", u.Reason)
-		s.n.hub.Publish(api.Event{Kind: api.EventGateway, ID: u.Gateway.ID().String(), Name: u.Name, Text: text})
+		s.n.hub.Publish(api.Event{Kind: api.EventGateway, ID: u.Gateway.ID().String(), Name: u.Name, Text: text + ": " + u.Reason})
 	}
 	s.stir()
 }
@@ -242,7 +266,7 @@ func (s *sharing) changed(u gateway.Use) {
 // settle makes the host fit the wish, the line and the lease. It reports whether it could.
 func (s *sharing) settle() bool {
 	s.mu.Lock()
-	want, use, line, watched := s.want, s.use, s.line, s.watched
+	want, use, line, watched, wishes := s.want, s.use, s.line, s.watched, s.wishes
 	s.mu.Unlock()
 	using := !use.Gateway.IsZero()
 	var errs []error
@@ -283,10 +307,11 @@ func (s *sharing) settle() bool {
 	}
 	errs = append(errs, s.openDNS(offer), s.upstreams(use))
 	s.guest.setUplink(line, watched, use)
+	s.tellShared(offer && err == nil && (!watched || line.IPv4 && want.IPv4 || line.IPv6 && want.IPv6 == "nat"))
 	err = errors.Join(errs...)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.whole = whole
+	s.whole, s.settled, s.through = whole, wishes, use.Gateway
 	problem := ""
 	if err != nil {
 		problem = strings.ReplaceAll(err.Error(), "\n", "; ")
@@ -322,6 +347,15 @@ func (s *sharing) ended(addrs []netip.Addr) {
 	}
 }
 
+// tellShared notes in the log when others begin to use this device's line, and when they no longer can.
+func (s *sharing) tellShared(shared bool) {
+	if shared == s.shared {
+		return
+	}
+	s.shared = shared
+	s.n.log.Info(map[bool]string{true: "this device's internet line is shared", false: "this device's internet line is not shared now"}[shared])
+}
+
 // announce offers the line as the owner wants, if that is not said already.
 func (s *sharing) announce(want config.Gateway) error {
 	s.mu.Lock()
@@ -332,7 +366,7 @@ func (s *sharing) announce(want config.Gateway) error {
 		return nil
 	}
 	o := gateway.OfferConfig{
-		IPv4: want.IPv4, IPv6: want.IPv6 == "nat", DNS: names, Price: want.Price, DownKbps: want.Down.Kbit(), UpKbps: want.Up.Kbit(),
+		IPv4: want.IPv4, IPv6: want.IPv6 == "nat", DNS: names, Price: uint32(want.Price), DownKbps: want.Down.Kbit(), UpKbps: want.Up.Kbit(),
 		MembersOnly: want.Members, Metered: s.n.cfg.Metered, Rules: s.rules, Pool: s.pool(), MTU: s.mtu(),
 	}
 	if p, err := netip.ParsePrefix(s.n.cfg.Gateway.NAT64); err == nil && want.IPv4 {
@@ -610,7 +644,7 @@ func (s *sharing) dialOutside(ctx context.Context, network, name string, port ui
 	s.mu.Unlock()
 	if !using {
 		if choice == "off" {
-			return nil, fmt.Errorf("%w: no gateway is in use; to use one: weft gateway use auto", proxy.ErrNoGateway)
+			return nil, proxy.ErrNoGateway
 		}
 		return nil, fmt.Errorf("%w: %s", proxy.ErrNoGateway, reason)
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"strings"
@@ -20,9 +21,10 @@ func (n *Node) Gateway(context.Context) (api.Gateway, error) {
 	st, ds := s.gw.Status(), s.dns.Stats()
 	s.mu.Lock()
 	want, use, line, problem, mode, whole, dnsAt := s.want, s.use, s.line, s.problem, s.mode, s.whole, slices.Clone(s.dnsAt)
+	watched, ready := s.watched, s.through == s.use.Gateway
 	s.mu.Unlock()
 	out := api.Gateway{
-		Offer: api.GatewayOffer{On: want.Offer, Mode: mode, Price: want.Price, DownBps: uint64(want.Down), UpBps: uint64(want.Up), Members: want.Members},
+		Offer: api.GatewayOffer{On: want.Offer, Mode: mode, Price: uint32(want.Price), DownBps: uint64(want.Down), UpBps: uint64(want.Up), Members: want.Members},
 		DNS:   api.DNS{Listen: dnsAt, Redirect: whole && s.redirectTo() != 0, Queries: ds.Queries, Cached: ds.Hits},
 	}
 	o := &out.Offer
@@ -40,7 +42,11 @@ func (n *Node) Gateway(context.Context) (api.Gateway, error) {
 		case problem != "":
 			o.Why = problem
 		case !use.Gateway.IsZero():
-			o.Why = "the own line is down, and another's is in use"
+			o.Why = "this device has no line of its own now and uses another's; it shares its own when there is one"
+		case watched && !line.IPv4 && !line.IPv6:
+			o.Why = "this device has no line: no default route leads to the internet; shared as soon as one does"
+		case st.Offering.Offer == nil && !st.Offering.On:
+			o.Why = "it begins in a moment"
 		}
 	}
 	for why, c := range st.Refused {
@@ -57,12 +63,50 @@ func (n *Node) Gateway(context.Context) (api.Gateway, error) {
 		out.Clients = append(out.Clients, api.GatewayClient{ID: c.Key.ID().String(), Key: c.Key, Name: c.Name, IPv4: c.IPv4, Since: c.From,
 			DownBytes: c.Down, UpBytes: c.Up, DownBps: 8 * r[0], UpBps: 8 * r[1], Flows: c.Flows, Member: c.Member})
 	}
-	out.Use = n.usingOf(st.Using, want.Use, whole, problem)
+	out.Use = n.usingOf(st.Using, want.Use, whole, ready, problem)
 	for _, u := range ds.Upstreams {
 		out.DNS.Upstreams = append(out.DNS.Upstreams, api.DNSUpstream{URI: u.URI, RTTUs: u.RTT.Microseconds(), Asked: u.Sent, Failed: u.Failures, Problem: u.Error})
 		out.DNS.Failed += u.Failures
 	}
 	return out, nil
+}
+
+// internet is Gateway and Guests in short.
+func (n *Node) internet(ctx context.Context) (api.Internet, error) {
+	g, err := n.Gateway(ctx)
+	if err != nil {
+		return api.Internet{}, err
+	}
+	out := api.Internet{Use: g.Use.State, Price: g.Use.Price, Offer: "off", Clients: len(g.Clients), Guests: -1}
+	if g.Use.ID != "" {
+		out.From = cmp.Or(g.Use.Name, g.Use.ID)
+	}
+	if g.Use.State == "searching" || g.Use.State == "failing" {
+		out.Why = g.Use.Why
+	}
+	switch {
+	case g.Offer.Active:
+		out.Offer = "on"
+	case g.Offer.On:
+		out.Offer, out.Why = "waiting", cmp.Or(out.Why, g.Offer.Why)
+	}
+	if guests, err := n.Guests(ctx); err == nil && guests.On {
+		out.Guests = len(guests.Clients)
+	}
+	return out, nil
+}
+
+// lineOf says in plain words what internet line a node announces, "" when it announces none that can be read.
+func lineOf(v wire.LSAView) string {
+	b := v.Extension(wire.ExtGateway)
+	if b == nil {
+		return ""
+	}
+	o, err := gateway.ParseOffer(b)
+	if err != nil {
+		return ""
+	}
+	return o.String()
 }
 
 // rates are bytes a second that peers are sent and received from, outside traffic.
@@ -76,15 +120,17 @@ func (s *sharing) rates() map[ident.PublicKey][2]uint64 {
 	return out
 }
 
-func (n *Node) usingOf(u gateway.Using, choice string, whole bool, problem string) api.GatewayUse {
+func (n *Node) usingOf(u gateway.Using, choice string, whole, ready bool, problem string) api.GatewayUse {
 	out := api.GatewayUse{Choice: choice, State: "searching", Why: u.Text, Since: u.Since, Standby: u.Standby, Failovers: u.Failovers, Last: u.LastReason}
 	switch {
 	case choice == "off":
 		out.State = "off"
 	case u.Use != nil:
-		out.State = "up"
-		if problem != "" {
+		switch {
+		case problem != "":
 			out.State, out.Why = "failing", problem
+		case ready:
+			out.State = "up"
 		}
 		out.ID, out.Name, out.IPv4, out.Price, out.Whole = u.Use.Gateway.ID().String(), u.Use.Name, u.Use.IPv4, u.Use.Price, whole
 		switch {
@@ -95,8 +141,13 @@ func (n *Node) usingOf(u gateway.Using, choice string, whole bool, problem strin
 		}
 	case n.sharing.resting():
 		out.State = "resting"
+	case choice != "auto":
+		out.Why = n.missing(choice, u.Candidates, out.Why)
 	}
 	for _, c := range u.Candidates {
+		if choice == "off" {
+			c.State, c.Why = "possible", ""
+		}
 		out.Candidates = append(out.Candidates, api.GatewayCandidate{ID: c.Key.ID().String(), Name: c.Name, Offer: c.Text, Price: c.Price,
 			RTTUs: c.RTT.Microseconds(), Score: c.Score, State: c.State, Refused: c.Why})
 		if u.Use != nil && c.Key == u.Use.Gateway {
@@ -109,6 +160,25 @@ func (n *Node) usingOf(u gateway.Using, choice string, whole bool, problem strin
 	return out
 }
 
+// missing says why the one gateway that the owner chose is not in use, unless why does.
+func (n *Node) missing(choice string, list []gateway.CandidateRow, why string) string {
+	key, err := n.find(choice)
+	if err != nil {
+		if k, bad := ident.ParsePublicKey(choice); bad == nil {
+			choice = k.ID().String()
+		}
+		return "there is no way to " + choice + ", which is chosen; another: weft gateway use auto"
+	}
+	if slices.ContainsFunc(list, func(c gateway.CandidateRow) bool { return c.Key == key }) {
+		return why
+	}
+	name := n.routing.nameOf(key)
+	if _, ok := n.routing.table.Load().Route(key.ID()); !ok {
+		return "there is no way to " + name + ", which is chosen; another: weft gateway use auto"
+	}
+	return name + ", which is chosen, offers no internet; another: weft gateway use auto"
+}
+
 // resting reports whether no gateway is wanted because the own line works and is shared.
 func (s *sharing) resting() bool {
 	s.mu.Lock()
@@ -118,7 +188,7 @@ func (s *sharing) resting() bool {
 
 // OfferGateway implements api.Sharer.
 func (n *Node) OfferGateway(ctx context.Context, r api.OfferRequest) (api.Gateway, error) {
-	o := config.Offer{On: r.On, Price: r.Price, Down: config.Rate(r.DownBps), Up: config.Rate(r.UpBps), IPv4: r.IPv4, IPv6: "off", Members: r.Members}
+	o := config.Offer{On: r.On, Price: config.Price(r.Price), Down: config.Rate(r.DownBps), Up: config.Rate(r.UpBps), IPv4: r.IPv4, IPv6: "off", Members: r.Members}
 	if r.IPv6 {
 		o.IPv6 = "nat"
 	}
@@ -134,6 +204,7 @@ func (n *Node) OfferGateway(ctx context.Context, r api.OfferRequest) (api.Gatewa
 	s.mu.Lock()
 	w := &s.want
 	w.Offer, w.Price, w.Down, w.Up, w.IPv4, w.IPv6, w.Members = o.On, o.Price, o.Down, o.Up, o.IPv4, o.IPv6, o.Members
+	s.wishes++
 	s.mu.Unlock()
 	if !r.Once {
 		if err := n.remember(func(a *config.Added) { sharingOf(a).Offer = &o }); err != nil {
@@ -167,13 +238,16 @@ func (n *Node) remember(change func(*config.Added)) error {
 	return nil
 }
 
-// settled waits a moment for a wish to come true, so that whoever asked sees what became of it.
+// settled waits a moment for the last wish to come true, so that whoever asked sees what became of it.
 func (n *Node) settled(ctx context.Context, done func(api.Gateway) bool) (api.Gateway, error) {
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
 	for i := 0; ; i++ {
 		g, err := n.Gateway(ctx)
-		if err != nil || done(g) && i > 0 || i == 100 {
+		n.sharing.mu.Lock()
+		dealt := n.sharing.settled == n.sharing.wishes
+		n.sharing.mu.Unlock()
+		if err != nil || dealt && done(g) || i == 100 {
 			return g, err
 		}
 		select {
@@ -193,6 +267,7 @@ func (n *Node) UseGateway(ctx context.Context, r api.UseRequest) (api.Gateway, e
 	s := n.sharing
 	s.mu.Lock()
 	s.want.Use = text
+	s.wishes++
 	s.mu.Unlock()
 	if !r.Once {
 		if err := n.remember(func(a *config.Added) { sharingOf(a).Use = text }); err != nil {
@@ -201,14 +276,19 @@ func (n *Node) UseGateway(ctx context.Context, r api.UseRequest) (api.Gateway, e
 	}
 	s.stir()
 	return n.settled(ctx, func(g api.Gateway) bool {
-		return choice.Mode == gateway.Off && g.Use.ID == "" || g.Use.State == "up" || g.Use.State == "resting"
+		return choice.Mode == gateway.Off && g.Use.ID == "" || g.Use.State == "up" || g.Use.State == "resting" || g.Use.State == "failing" || choice.Mode != gateway.Off && hopeless(g.Use)
 	})
+}
+
+// hopeless reports whether none of the gateways that are known can be used.
+func hopeless(u api.GatewayUse) bool {
+	return !slices.ContainsFunc(u.Candidates, func(c api.GatewayCandidate) bool { return c.Refused == "" })
 }
 
 // choiceOf reads auto, off or a node; text is how the choice is kept.
 func (n *Node) choiceOf(text string) (gateway.Choice, string, error) {
 	c := gateway.Choice{}
-	if m := n.cfg.Gateway.MaxPrice; m > 0 {
+	if m := uint32(n.cfg.Gateway.MaxPrice); m > 0 {
 		c.MaxPrice = &m
 	}
 	switch strings.TrimSpace(text) {
@@ -234,15 +314,19 @@ func (n *Node) choiceOf(text string) (gateway.Choice, string, error) {
 // Meter implements api.Sharer.
 func (n *Node) Meter(context.Context) (api.Meter, error) {
 	v := n.sharing.meter.View()
-	using := n.sharing.gateway()
+	using, serves := n.sharing.gateway(), n.sharing.serves()
+	offers := map[ident.PublicKey]bool{} // who was used before is a gateway still
+	for _, c := range n.routing.gateways() {
+		offers[c.Key] = true
+	}
 	out := api.Meter{}
 	for _, s := range v.Sessions {
 		if s.Kind != meter.Outside || s.Out.Total.Packets+s.In.Total.Packets == 0 {
 			continue
 		}
-		role := "client"
-		if s.Peer == using {
-			role = "gateway"
+		role := "gateway"
+		if _, ok := n.sharing.gw.LeaseOf(s.Peer); ok && s.Peer != using || serves && !offers[s.Peer] {
+			role = "client"
 		}
 		m := api.MeterSession{ID: s.Peer.ID().String(), Name: n.routing.name(s.Peer.ID()), Role: role,
 			Total:   api.Traffic{SentBytes: s.Out.Total.Bytes, SentPackets: s.Out.Total.Packets, RecvBytes: s.In.Total.Bytes, RecvPackets: s.In.Total.Packets},
@@ -287,6 +371,13 @@ func (s *sharing) gateway() ident.PublicKey {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.use.Gateway
+}
+
+// serves reports whether the owner shares the line of this node.
+func (s *sharing) serves() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want.Offer
 }
 
 func className(c uint8) string {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -136,8 +137,14 @@ func (n *Node) Guests(context.Context) (api.Guests, error) {
 	st := gs.g.Status()
 	out := api.Guests{On: true, Interface: st.Interface, Mode: string(config.GuestMd(n.cfg.Guest.Mode)), Portal: st.Portal, Subnet: st.Prefix.String(),
 		Network: st.Range.String(), DHCP: st.DHCP}
+	codes := map[string]string{} // people know vouchers by these
+	for _, v := range gs.g.Vouchers().List() {
+		codes[v.ID] = v.Code
+	}
 	for _, c := range st.Clients {
-		out.Clients = append(out.Clients, guestOf(c))
+		g := guestOf(c)
+		g.Voucher = cmp.Or(codes[g.Voucher], g.Voucher)
+		out.Clients = append(out.Clients, g)
 	}
 	return out, nil
 }

@@ -1,5 +1,6 @@
 // Package portal is the page on which the owner sees what the node does: the
-// node itself, its neighbours, a map, the ways to other nodes. It is plain HTML
+// node itself, the internet that it shares or uses, its neighbours, a map, the
+// ways to other nodes. It is plain HTML
 // that works without JavaScript; with it the page keeps itself up to date. It
 // loads nothing from elsewhere and changes nothing.
 //
@@ -44,35 +45,47 @@ const fresh = time.Second
 // policy lets the page load what this handler serves and nothing else.
 const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
+// View is what the page looks at; any api.Backend has it.
+type View interface {
+	api.Viewer
+	Gateway(ctx context.Context) (api.Gateway, error)
+	Meter(ctx context.Context) (api.Meter, error)
+	Guests(ctx context.Context) (api.Guests, error)
+}
+
 type portal struct {
-	view api.Viewer
+	view View
 	tmpl *template.Template
 
 	mu      sync.Mutex
 	taken   time.Time
 	last    look
 	traffic history
+	outside history // of it, through gateways
 	streams int
 }
 
 // look is what the page shows.
 type look struct {
-	Err    string
-	Hint   string
-	Status api.Status
-	Peers  []api.Peer
-	Routes []api.Route
-	Heard  []api.Heard
-	More   int // routes that are not shown
-	Map    picture
-	Graph  graph
+	Err     string
+	Hint    string
+	Status  api.Status
+	Gateway api.Gateway
+	Guests  api.Guests
+	Peers   []api.Peer
+	Routes  []api.Route
+	Heard   []api.Heard
+	More    int // routes that are not shown
+	Map     picture
+	Graph   graph
+	Outside *graph // traffic through gateways, nil while there is nothing to see
 }
 
 // Handler serves the page of a node.
-func Handler(view api.Viewer) http.Handler {
+func Handler(view View) http.Handler {
 	p := &portal{view: view}
 	p.tmpl = template.Must(template.New("").Funcs(template.FuncMap{
-		"ms": ms, "size": size, "span": span, "who": who, "percent": func(f float64) string { return fmt.Sprintf("%.0f %%", f*100) },
+		"ms": ms, "size": size, "span": span, "who": who, "rate": rate, "price": price, "percent": func(f float64) string { return fmt.Sprintf("%.0f %%", f*100) },
 		"since": func(t time.Time) string {
 			if t.IsZero() {
 				return "–"
@@ -232,6 +245,9 @@ func (p *portal) take(ctx context.Context) (l look, err error) {
 	if err != nil {
 		return l, err
 	}
+	if err := p.takeSharing(ctx, &l); err != nil {
+		return l, err
+	}
 	if n := len(l.Routes); n > maxRows {
 		l.Routes, l.More = l.Routes[:maxRows], n-maxRows
 	}
@@ -241,6 +257,33 @@ func (p *portal) take(ctx context.Context) (l look, err error) {
 	p.traffic.add(time.Now(), l.Status.Counters.RxBytes, l.Status.Counters.TxBytes)
 	l.Graph = p.traffic.graph()
 	return l, nil
+}
+
+// takeSharing looks at the internet: whose line is used, and who uses this one.
+func (p *portal) takeSharing(ctx context.Context, l *look) (err error) {
+	if l.Gateway, err = p.view.Gateway(ctx); err != nil {
+		return err
+	}
+	if l.Guests, err = p.view.Guests(ctx); err != nil {
+		return err
+	}
+	m, err := p.view.Meter(ctx)
+	if err != nil {
+		return err
+	}
+	var in, out uint64
+	for _, s := range m.Sessions {
+		in += s.RecvBps / 8
+		out += s.SentBps / 8
+	}
+	p.outside.put(time.Now(), float64(in), float64(out))
+	if l.Gateway.Use.State != "off" || l.Gateway.Offer.On {
+		g := p.outside.graph()
+		l.Outside = &g
+	}
+	l.Gateway.Clients = l.Gateway.Clients[:min(len(l.Gateway.Clients), maxRows)]
+	l.Gateway.Use.Candidates = l.Gateway.Use.Candidates[:min(len(l.Gateway.Use.Candidates), maxRows)]
+	return nil
 }
 
 // history is the traffic of the last minute.
@@ -253,13 +296,19 @@ type history struct {
 func (h *history) add(now time.Time, rx, tx uint64) {
 	dt := now.Sub(h.at).Seconds()
 	if !h.at.IsZero() && dt > 0 && rx >= h.rx && tx >= h.tx {
-		if dt > 10*fresh.Seconds() { // nobody looked: old rates would stand beside new ones
-			h.rates = nil
-		}
-		h.rates = append(h.rates, [2]float64{float64(rx-h.rx) / dt, float64(tx-h.tx) / dt})
-		h.rates = h.rates[max(len(h.rates)-samples, 0):]
+		h.put(now, float64(rx-h.rx)/dt, float64(tx-h.tx)/dt)
 	}
 	h.at, h.rx, h.tx = now, rx, tx
+}
+
+// put notes rates that are known already.
+func (h *history) put(now time.Time, in, out float64) {
+	if now.Sub(h.at) > 10*fresh { // nobody looked: old rates would stand beside new ones
+		h.rates = nil
+	}
+	h.rates = append(h.rates, [2]float64{in, out})
+	h.rates = h.rates[max(len(h.rates)-samples, 0):]
+	h.at = now
 }
 
 // graph is the traffic as two lines in a box of 240 by 40.
@@ -315,6 +364,36 @@ func size(n uint64) string {
 		v /= 1000
 	}
 	return fmt.Sprintf("%.1f PB", v)
+}
+
+// rate prints bits a second.
+func rate(bps uint64) string {
+	if bps == 0 {
+		return "no limit"
+	}
+	v := float64(bps) / 1000
+	for _, u := range []string{"kbit/s", "Mbit/s"} {
+		if v < 1000 {
+			return fmt.Sprintf("%.4g %s", v, u)
+		}
+		v /= 1000
+	}
+	return fmt.Sprintf("%.4g Gbit/s", v)
+}
+
+// price prints ncredit per MiB as people say it: credits per GB.
+func price(ncredit any) string {
+	var v float64
+	switch n := ncredit.(type) {
+	case uint32:
+		v = float64(n)
+	case uint64:
+		v = float64(n)
+	}
+	if v == 0 {
+		return "free"
+	}
+	return fmt.Sprintf("%.3g credits/GB", v/(1<<20))
 }
 
 func span(seconds int64) string {

@@ -35,6 +35,8 @@ type world struct {
 	lsdb   []api.LSDBEntry
 	err    error
 	looks  int
+	gw     api.Gateway
+	guests api.Guests
 }
 
 func (w *world) Status(context.Context) (api.Status, error) {
@@ -50,6 +52,12 @@ func (w *world) Heard(context.Context) ([]api.Heard, error) {
 func (w *world) Routes(context.Context) ([]api.Route, error)        { return w.routes, nil }
 func (w *world) LSDB(context.Context) ([]api.LSDBEntry, error)      { return w.lsdb, nil }
 func (w *world) Events(context.Context) iter.Seq2[api.Event, error] { panic("not asked for") }
+
+func (w *world) Gateway(context.Context) (api.Gateway, error) { return w.gw, nil }
+func (w *world) Guests(context.Context) (api.Guests, error)   { return w.guests, nil }
+func (w *world) Meter(context.Context) (api.Meter, error) {
+	return api.Meter{Sessions: []api.MeterSession{{RecvBps: 16000, SentBps: 8000}}}, nil
+}
 
 func link(a, b string) (x, y api.LSDBNeighbour) {
 	return api.LSDBNeighbour{ID: b, TwoWay: true}, api.LSDBNeighbour{ID: a, TwoWay: true}
@@ -356,4 +364,34 @@ func TestHistory(t *testing.T) {
 	if g := h.graph(); len(strings.Fields(g.In)) != 1 {
 		t.Error("old rates stand beside new ones")
 	}
+}
+
+// TestSharing looks at the internet in the states that it can be in.
+func TestSharing(t *testing.T) {
+	w := some()
+	w.gw.Use.State = "off"
+	show := func(want ...string) {
+		t.Helper()
+		body := get(t, Handler(w), "localhost", "/").Body.String()
+		for _, s := range want {
+			if !strings.Contains(body, s) {
+				t.Errorf("the page lacks %q", s)
+			}
+		}
+		if strings.Contains(body, "<b>evil</b>") || strings.Contains(body, "style=") {
+			t.Error("a name chosen by another node became markup")
+		}
+	}
+	show("From no gateway", "weft gateway offer")
+	w.gw.Use = api.GatewayUse{State: "up", Name: "<b>evil</b>", Price: 104858, Whole: true, Since: time.Now(), Standby: "shed",
+		Candidates: []api.GatewayCandidate{{Name: "shed", Offer: "IPv4; free", State: "in reserve", RTTUs: 1500}, {Name: "far", State: "unsuitable", Refused: "too dear"}}}
+	show("&lt;b&gt;evil&lt;/b&gt;", "0.1 credits/GB", "the whole device", "shed stands by", "in reserve", "unsuitable: too dear", "through gateways", "in 2.0 kB/s", "out 1.0 kB/s")
+	w.gw.Use = api.GatewayUse{State: "searching", Why: "nobody offers any"}
+	w.gw.Offer = api.GatewayOffer{On: true, Why: "no line"}
+	show("searching: nobody offers any", "not now: no line")
+	w.gw.Offer = api.GatewayOffer{On: true, Active: true, Line: "eth0", DownBps: 40e6}
+	show("line eth0 is shared: free, 40 Mbit/s down, no limit up", "Nobody uses it yet")
+	w.gw.Clients = []api.GatewayClient{{Name: "roof", IPv4: netip.MustParseAddr("100.64.0.9"), DownBytes: 5e6, Flows: 3}}
+	w.guests = api.Guests{On: true, Interface: "br-guest", Clients: []api.Guest{{}, {}}}
+	show("100.64.0.9", "5.0 MB", "br-guest: 2")
 }
