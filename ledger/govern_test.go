@@ -454,7 +454,7 @@ func TestContradiction(t *testing.T) {
 	w.must(1, &tx.Vote{Proposal: id, Choice: tx.Yes})
 	w.must(2, &tx.Vote{Proposal: id, Choice: tx.Yes})
 	w.block(1)
-	if _, g, _ := w.m.Proposal(id); g.Stage != Failed || g.Why == "" {
+	if _, g, _ := w.m.Proposal(id); g.Stage != Failed || g.Why != CodeValue || g.Reason() == "" {
 		t.Errorf("%+v", g)
 	}
 }

@@ -82,7 +82,7 @@ type Progress struct {
 	No         uint64
 	Abstain    uint64
 	Supporters uint64 // the author is one
-	Why        string // why it failed
+	Why        Code   // why it failed: a code, as texts may change and the state may not
 }
 
 // Fields implements tx.Record.
@@ -102,7 +102,7 @@ func (p *Progress) Fields(c *tx.Coder) {
 	c.U64(&p.No)
 	c.U64(&p.Abstain)
 	c.U64(&p.Supporters)
-	c.Text(&p.Why, 300)
+	c.U32((*uint32)(&p.Why))
 }
 
 // Ballots is how many have voted.
@@ -111,6 +111,27 @@ func (p *Progress) Ballots() uint64 { return p.Yes + p.No + p.Abstain }
 // Carries reports whether the tally, as it is, is a decision in favour.
 func (p *Progress) Carries() bool {
 	return p.Ballots() >= p.Quorum && p.Yes > p.No && int64(p.Yes)*1000 >= p.Majority*int64(p.Yes+p.No)
+}
+
+// Reason is why it failed, for people.
+func (p *Progress) Reason() string {
+	switch p.Why {
+	case OK:
+		return ""
+	case CodeUnknown:
+		return "what it is about does not exist any more"
+	case CodeExists:
+		return "what it asks for is so already"
+	case CodeFunds:
+		return "there was not enough money"
+	case CodeTooMany:
+		return "a bound of the bylaws was reached"
+	case CodeValue:
+		return "it does not go together with what was decided before"
+	case CodeForbid:
+		return "the bylaws do not allow it any more"
+	}
+	return "things had changed since it was proposed"
 }
 
 // Ballot is a member's vote on a proposal.
@@ -439,20 +460,9 @@ func (c *call) takeEffect(id uint64) {
 	c.s, c.bylaws = outer, nil
 	g.Stage = Done
 	if err != nil {
-		g.Stage, g.Why = Failed, shorten(err.Error(), 300)
+		g.Stage, g.Why = Failed, resultOf(err).Code
 	}
 	c.save(progressKey(id), &g)
-}
-
-// shorten cuts a text to at most n bytes, between two letters.
-func shorten(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && s[n]&0xc0 == 0x80 {
-		n--
-	}
-	return s[:n]
 }
 
 // prune forgets ballots and supporters of a vote long over, a part in each block. The tally stays.
