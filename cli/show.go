@@ -48,8 +48,8 @@ func (c *statusCmd) Run(e *env) error {
 	n := s.Counters
 	line("Mesh", "%s, %s, %s", count(n.Links, "neighbour"), count(n.Nodes, "node"), count(n.Routes, "route"))
 	line("Yggdrasil", "%s", map[string]string{"absent": "not in this program", "off": "off", "alone": "no link yet", "up": "linked", "shared": "linked, and shared with the mesh"}[s.Yggdrasil])
-	for _, text := range internetLines(s.Internet) {
-		line("Internet", "%s", text)
+	for _, l := range internetLines(s.Internet) {
+		line(l[0], "%s", l[1])
 	}
 	line("Traffic", "%s in, %s out, %s carried for others", size(n.RxBytes), size(n.TxBytes), size(n.ForwardedBytes))
 	if len(n.Dropped) > 0 {
@@ -77,32 +77,31 @@ func (c *statusCmd) Run(e *env) error {
 	return nil
 }
 
-// internetLines tell in a line each who shares the internet with whom.
-func internetLines(i api.Internet) (out []string) {
+// internetLines tell who shares the internet with whom: pairs of a name and a text.
+func internetLines(i api.Internet) (out [][2]string) {
+	add := func(name, format string, args ...any) {
+		out = append(out, [2]string{name, fmt.Sprintf(format, args...)})
+	}
 	switch i.Use {
 	case "up":
-		out = append(out, fmt.Sprintf("from %s, %s", i.From, config.FormatPrice(uint64(i.Price))))
+		add("Internet", "from %s, %s", i.From, config.FormatPrice(uint64(i.Price)))
 	case "off":
-		if i.Offer != "on" && i.Guests < 0 {
-			out = append(out, "from no gateway; see: weft gateway")
-		}
+		add("Internet", "from no gateway; see: weft gateway")
 	case "resting":
-		out = append(out, "by the own line; a gateway when it fails")
+		add("Internet", "by the own line; a gateway when it fails")
 	default:
-		out = append(out, strings.Trim(i.Use+" for a gateway: "+i.Why, ": "))
+		add("Internet", "%s", strings.Trim(i.Use+": "+i.Why, ": "))
 	}
-	switch i.Offer {
-	case "on":
-		out = append(out, "shared with "+count(i.Clients, "node"))
-	case "waiting":
-		why := ""
-		if i.Use == "off" || i.Use == "up" {
-			why = ": " + i.Why
-		}
-		out = append(out, "to be shared, but not now"+why)
+	switch {
+	case i.Offer == "on":
+		add("Sharing", "this device's line, with %s", count(i.Clients, "node"))
+	case i.Offer == "waiting" && (i.Use == "off" || i.Use == "up"):
+		add("Sharing", "on, but not now: %s", i.Why)
+	case i.Offer == "waiting":
+		add("Sharing", "on, but not now; see: weft gateway")
 	}
 	if i.Guests >= 0 {
-		out = append(out, count(i.Guests, "guest")+" without Weft; see: weft guest")
+		add("Guests", "%s without Weft; see: weft guest", count(i.Guests, "device"))
 	}
 	return out
 }

@@ -103,11 +103,6 @@ func (e *env) welcome(s api.Status) error {
 	if s.Portal != "" {
 		e.say("  Portal   %s", s.Portal)
 	}
-	for _, text := range internetLines(s.Internet) {
-		if s.Internet.Use != "off" || s.Internet.Offer != "off" {
-			e.say("  Internet %s", clean(text))
-		}
-	}
 	e.say("  Next     weft status, weft peers; weft invite brings someone in. Ctrl-C stops.")
 	for _, w := range s.Warnings {
 		e.tell("Warning: %s", clean(w))

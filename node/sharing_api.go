@@ -243,10 +243,10 @@ func (n *Node) settled(ctx context.Context, done func(api.Gateway) bool) (api.Ga
 	t := time.NewTicker(20 * time.Millisecond)
 	defer t.Stop()
 	for i := 0; ; i++ {
-		g, err := n.Gateway(ctx)
 		n.sharing.mu.Lock()
 		dealt := n.sharing.settled == n.sharing.wishes
 		n.sharing.mu.Unlock()
+		g, err := n.Gateway(ctx)
 		if err != nil || dealt && done(g) || i == 100 {
 			return g, err
 		}
