@@ -535,6 +535,12 @@ func TestHouseholdDelegates(t *testing.T) {
 	w.must(9, &tx.Delegates{Keys: []tx.DelegateKey{agree(12, 3)}})
 	w.refuse(CodeForbid, 11, &tx.Vote{Proposal: id, Choice: tx.Yes})
 	w.must(12, &tx.Vote{Proposal: id, Choice: tx.Yes})
+	// A thief who has the household's key cannot stay in it by a key of his own.
+	if g := w.decide(&tx.ActRekey{Rekey: w.rekey(3, 9, 90)}, 1, 2); g.Stage != Done || len(w.member(3).Delegates) != 0 {
+		t.Errorf("%+v %+v", g, w.member(3))
+	}
+	w.refuse(CodeForbid, 12, &tx.Propose{Title: "x", Action: &tx.ActText{}})
+	w.must(90, &tx.Delegates{Keys: []tx.DelegateKey{agree(12, 3)}})
 }
 
 func TestStanding(t *testing.T) {

@@ -161,10 +161,7 @@ func (c *call) setState(m *Member, s Standing) {
 	}
 	m.State, m.Changed, m.Height = s, c.Time, c.Height
 	if s == Left || s == Expelled {
-		for _, d := range m.Delegates {
-			c.drop(key(kindKey, d))
-		}
-		m.Delegates = nil
+		c.dropDelegateKeys(m)
 		c.dropDelegations(m.ID)
 		c.dropRekeys(m.ID)
 		c.endOffice(m)
@@ -459,6 +456,14 @@ func (c *call) free(k ident.PublicKey) error {
 	return nil
 }
 
+// dropDelegateKeys takes the keys that act for a member from it. The caller saves m.
+func (c *call) dropDelegateKeys(m *Member) {
+	for _, d := range m.Delegates {
+		c.drop(key(kindKey, d))
+	}
+	m.Delegates = nil
+}
+
 // setDelegates replaces the keys that may act for a household or an organisation.
 func (c *call) setDelegates(from ident.PublicKey, b *tx.Delegates) error {
 	m, err := c.self(from)
@@ -472,10 +477,7 @@ func (c *call) setDelegates(from ident.PublicKey, b *tx.Delegates) error {
 	if int64(len(b.Keys)) > p.Delegates {
 		return refuse(CodeTooMany, "at most %d delegates (member.delegates)", p.Delegates)
 	}
-	for _, d := range m.Delegates {
-		c.drop(key(kindKey, d))
-	}
-	m.Delegates = nil
+	c.dropDelegateKeys(&m)
 	for _, d := range b.Keys {
 		if err := c.free(d.Key); err != nil {
 			return err

@@ -214,6 +214,7 @@ func (c *call) rekeyDue(member uint64, next ident.PublicKey) {
 // moveKey makes next the member's key. The account goes with it, but for the count of transactions, which is each key's own.
 func (c *call) moveKey(m *Member, next ident.PublicKey) {
 	c.dropRekeys(m.ID)
+	c.dropDelegateKeys(m) // who had the old key may have named them
 	old := m.Key
 	c.lapse(old) // of a former member who would come back under the old key
 	c.save(key(kindKey, old), &keyRole{Member: m.ID, Role: roleVoid})
