@@ -369,6 +369,8 @@ func (p *Params) Check() error {
 		return refuse(CodeValue, "surplus.reserve and surplus.solidarity are more than the whole surplus")
 	case 12%p.FiscalMonths != 0:
 		return refuse(CodeValue, "year.months does not divide the year")
+	case p.YearGrace > p.FiscalMonths*27*day:
+		return refuse(CodeValue, "year.grace is not shorter than a fiscal period (year.months)")
 	case p.SharesLeast > p.SharesMost:
 		return refuse(CodeValue, "share.least is more than share.most")
 	case p.TabWindow >= p.TabLife:

@@ -65,11 +65,18 @@ func (c *call) setLine(l *tx.SetLine) {
 // Price is what a use costs by this line: the fee, so many times, and the bytes block by block, a GB being 10⁹ of them; at most the cap.
 // Fractions of an ncredit are dropped, block by block. ok is false when the sum does not fit.
 func (l *Line) Price(times uint32, bytes uint64) (amount int64, ok bool) {
-	hi, lo := bits.Mul64(uint64(l.Fee), uint64(times))
-	if hi != 0 || lo > tx.MaxAmount {
-		return 0, l.Cap > 0 && capped(&amount, l.Cap)
+	sum, ok := l.price(times, bytes)
+	if l.Cap > 0 && (!ok || sum > l.Cap) {
+		return l.Cap, true
 	}
-	sum := lo
+	return sum, ok
+}
+
+func (l *Line) price(times uint32, bytes uint64) (int64, bool) {
+	hi, sum := bits.Mul64(uint64(l.Fee), uint64(times))
+	if hi != 0 || sum > tx.MaxAmount {
+		return 0, false
+	}
 	for _, b := range l.Blocks {
 		n := bytes
 		if b.Bytes != 0 {
@@ -77,22 +84,17 @@ func (l *Line) Price(times uint32, bytes uint64) (amount int64, ok bool) {
 		}
 		bytes -= n
 		hi, lo := bits.Mul64(n, uint64(b.Price))
-		q := uint64(math.MaxUint64)
-		if hi < 1e9 {
-			q, _ = bits.Div64(hi, lo, 1e9)
+		if hi >= 1e9 {
+			return 0, false
 		}
+		q, _ := bits.Div64(hi, lo, 1e9)
 		if q > tx.MaxAmount || sum+q > tx.MaxAmount {
-			return 0, l.Cap > 0 && capped(&amount, l.Cap)
+			return 0, false
 		}
 		sum += q
 	}
-	if amount = int64(sum); l.Cap > 0 {
-		amount = min(amount, l.Cap)
-	}
-	return amount, true
+	return int64(sum), true
 }
-
-func capped(amount *int64, most int64) bool { *amount = most; return true }
 
 // Pseudonym is what the public books call who is helped by the solidarity fund in a fiscal period. It keeps names out of printed
 // accounts; who replays the chain can find out who it is.
