@@ -1,8 +1,9 @@
-//go:build !mips && !mipsle
+//go:build engine
 
 package lite
 
-// The originals as oracles: CometBFT's light client, IAVL and ICS-23. They do not build for 32-bit MIPS.
+// The originals as oracles: CometBFT's light client, IAVL and ICS-23. With the tag of the engine, as they are as large here as there; they
+// do not build for 32-bit MIPS at all.
 
 import (
 	"bytes"

@@ -5,35 +5,8 @@ import (
 	"fmt"
 	"time"
 
-	"weft/ident"
 	"weft/ledger/tx"
 )
-
-// AccountKey returns the key of an account's record in the state, to ask for it and to prove it.
-func AccountKey(k ident.PublicKey) []byte { return append([]byte{'a'}, k[:]...) }
-
-// Account is what a signer needs of an account's record: its first fields. A test holds them against package ledger.
-type Account struct {
-	Balance int64  // ncredit; may be negative
-	Limit   int64  // how far below zero it may be
-	Nonce   uint64 // of the last transaction that was applied
-}
-
-// ParseAccount reads the value of an account's record, once Client.Prove has found it true. Fields after the nonce are passed over.
-func ParseAccount(value []byte) (a Account, err error) {
-	const head = 24
-	if len(value) < head {
-		return a, fmt.Errorf("an account's record of %d bytes", len(value))
-	}
-	return a, tx.Decode(value[:head], &a)
-}
-
-// Fields implements tx.Record.
-func (a *Account) Fields(c *tx.Coder) {
-	c.I64(&a.Balance)
-	c.I64(&a.Limit)
-	c.U64(&a.Nonce)
-}
 
 // Bounds of how long a transaction may be on its way. The ledger allows 14 days by its own time; a day is left for clocks.
 const (
@@ -56,9 +29,9 @@ func NewSender(s tx.Signer, chain string) *Sender {
 	return &Sender{signer: s, chain: tx.ChainOf(chain)}
 }
 
-// Proven sets the nonce of the proven account. Transactions up to it were applied. Whether those after it still will be is not known before they
+// Proven sets the nonce of the account (tx.StateKeyAccount) as Client.Prove has found it true. Transactions up to it were applied. Whether those after it still will be is not known before they
 // expire: Again gives them up.
-func (s *Sender) Proven(a Account) {
+func (s *Sender) Proven(a tx.Account) {
 	s.known = true
 	s.proven = max(s.proven, a.Nonce)
 	s.last = max(s.last, s.proven)
