@@ -52,8 +52,9 @@ const (
 	leaseTime   = time.Hour
 	offerTime   = 30 * time.Second // an offer that nobody takes; short, so that nobody takes all by asking
 	declineTime = 10 * time.Minute
-	maxDHCP     = 1500 // bytes of a message that we read
-	minDHCP     = 300  // BOOTP's smallest, which some devices insist on
+	warnEvery   = time.Hour // that the range is full
+	maxDHCP     = 1500      // bytes of a message that we read
+	minDHCP     = 300       // BOOTP's smallest, which some devices insist on
 )
 
 var errDHCP = errors.New("no DHCP message")
@@ -208,6 +209,8 @@ type leases struct {
 	byMAC  map[MAC]*lease
 	others map[netip.Addr]bool // servers that guests have chosen instead of us
 	dirty  bool
+	full   time.Time // when no address was free: for a second nobody looks again, whoever asks how often
+	warned time.Time
 }
 
 // newLeases reads the leases that were given before, if the file is there and can be read; addresses are cheap.
@@ -269,6 +272,9 @@ func (l *leases) pickLocked(mac MAC, wish netip.Addr) *lease {
 	if wish.IsValid() && l.usable(wish) && free(wish) {
 		return take(wish)
 	}
+	if since := now.Sub(l.full); since >= 0 && since < time.Second {
+		return nil
+	}
 	base := l.cfg.Range.Addr().As4()
 	first, size := binary.BigEndian.Uint32(base[:]), uint32(1)<<(32-l.cfg.Range.Bits())
 	h := uint32(2166136261) // FNV-1a
@@ -280,6 +286,11 @@ func (l *leases) pickLocked(mac MAC, wish netip.Addr) *lease {
 		if l.usable(a) && free(a) {
 			return take(a)
 		}
+	}
+	l.full = now
+	if since := now.Sub(l.warned); since < 0 || since >= warnEvery {
+		l.warned = now
+		l.log.Warn("no free address for a guest; take a larger range", "range", l.cfg.Range)
 	}
 	return nil
 }
@@ -307,7 +318,6 @@ func (l *leases) answer(m *dhcpMessage) (reply *dhcpMessage, to netip.Addr) {
 	case dhcpDiscover:
 		e := l.pickLocked(m.mac, wish)
 		if e == nil {
-			l.log.Warn("no free address for a guest; take a larger range", "range", l.cfg.Range)
 			return nil, to
 		}
 		if !e.bound {

@@ -230,6 +230,35 @@ func takeLease(t testing.TB, l *leases, mac MAC) netip.Addr {
 	return ack.your
 }
 
+// A guest that takes all addresses under made-up MACs writes no line a packet into the log, and nobody searches the range for each.
+func TestFloodOfDiscovers(t *testing.T) {
+	c := newClock()
+	l := newTestLeases(t, c)
+	var out bytes.Buffer
+	l.log = slog.New(slog.NewTextHandler(&out, nil))
+	mac := func(i int) MAC { return MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)} }
+	n := 0
+	for l.full.IsZero() {
+		l.answer(request(dhcpDiscover, mac(n), nil))
+		n++
+	}
+	for i := range 5000 {
+		if r, _ := l.answer(request(dhcpDiscover, mac(n+i), nil)); r != nil {
+			t.Fatal("an address out of nothing")
+		}
+		if i%100 == 0 {
+			c.add(10 * time.Millisecond)
+		}
+	}
+	if lines := strings.Count(out.String(), "\n"); lines != 1 {
+		t.Errorf("%d lines", lines)
+	}
+	c.add(offerTime) // nobody has taken the offers
+	if a := takeLease(t, l, macA); !l.usable(a) {
+		t.Errorf("%v", a)
+	}
+}
+
 func TestDHCP(t *testing.T) {
 	c := newClock()
 	l := newTestLeases(t, c)
