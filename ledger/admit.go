@@ -76,7 +76,7 @@ func cost(t tx.Tx) int {
 		return 1 + len(b.Vouchers)
 	case *tx.Delegates:
 		return 1 + len(b.Keys)
-	case *tx.Apply, *tx.Rekey, *tx.NodeRegister, *tx.NodeRevoke:
+	case *tx.Apply, *tx.Rekey, *tx.Propose, *tx.NodeRegister, *tx.NodeRevoke:
 		return 2
 	}
 	return 1

@@ -476,6 +476,40 @@ func TestNodes(t *testing.T) {
 	}
 }
 
+// A registered node sends claims by itself, with an account that comes and goes with the registration; its nonces never come back.
+func TestNodesClaim(t *testing.T) {
+	w := newGov(t, 3)
+	reg := func() *tx.NodeRegister {
+		return &tx.NodeRegister{Node: govKey(20), Until: w.now + 100*day, Word: govAgent(20).Sign(tx.NodeDomain, tx.NodeMessage(govChain, 2, govKey(20)))}
+	}
+	o := w.openTab(1, 2, 50)
+	w.refuse(CodeForbid, 20, claim(w.voucher(o, 11, 5)))
+	w.must(2, reg())
+	w.must(20, claim(w.voucher(o, 11, 10)))
+	old := w.sign(20, claim(w.voucher(o, 11, 20)))
+	w.must(20, claim(w.voucher(o, 11, 15)))
+	w.refuse(CodeFunds, 20, &tx.Transfer{To: govKey(3), Amount: 1})
+	w.must(2, &tx.NodeRemove{Node: govKey(20)})
+	w.block(13 * day)
+	w.must(2, reg())
+	if r := w.block(1, old).Results[0]; r.Code == OK {
+		t.Errorf("%+v", r)
+	}
+	w.must(20, claim(w.voucher(o, 11, 20)))
+	w.block(15 * day)
+	w.must(2, &tx.NodeRemove{Node: govKey(20)})
+	w.refuse(CodeForbid, 20, claim(w.voucher(o, 11, 30)))
+	if _, ok := w.m.Account(govKey(20)); ok {
+		t.Error("the account of a node stays for ever")
+	}
+	w.balances(-50, 20, 0)
+	// One that has money stays.
+	w.must(2, reg())
+	w.must(2, &tx.Transfer{To: govKey(20), Amount: 3})
+	w.must(2, &tx.NodeRemove{Node: govKey(20)})
+	w.must(20, &tx.Transfer{To: govKey(2), Amount: 3})
+}
+
 // A proposer cannot put into a block what would waste everybody's time.
 func TestCheckBlock(t *testing.T) {
 	w := newGov(t, 3, "tx.each=5")

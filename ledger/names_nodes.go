@@ -48,6 +48,9 @@ func (c *call) registerNode(from ident.PublicKey, b *tx.NodeRegister) error {
 		if b.Node != from && !b.Node.Verify(tx.NodeDomain, tx.NodeMessage(c.m.chain, mb.ID, b.Node), b.Word) {
 			return refuse(CodeSig, "the node has not agreed to be yours")
 		}
+		if c.s.Get(accountKey(b.Node)) == nil { // so that a gateway can claim without its owner's key
+			c.save(accountKey(b.Node), &Account{})
+		}
 	}
 	n.Member, n.Roles, n.Price, n.Terms, n.Contact, n.Until = mb.ID, b.Roles, b.Price, b.Terms, b.Contact, b.Until
 	c.s.Set(queueKey(n.Until, eventNode, n.Key[:]), one)
@@ -68,11 +71,16 @@ func (c *call) removeNode(from ident.PublicKey, b *tx.NodeRemove) error {
 	return nil
 }
 
-// dropNode removes all of a registration but the event that would.
+// dropNode removes all of a registration but the event that would. The account that came with it goes too if nothing of it matters any
+// more: it is empty, and what its key has sent has run out, so that a nonce that begins anew lets nothing in twice.
 func (c *call) dropNode(n *tx.Node) {
 	mb, _ := c.member(n.Member)
 	_ = c.count(mb.Key, countNodes, -1, 0, "")
 	c.drop(tx.StateKeyNode(n.Key))
+	var a Account
+	if c.s.Get(key(kindKey, n.Key)) == nil && c.load(accountKey(n.Key), &a) && a.Balance == 0 && a.Window < c.Time-maxLife-hour {
+		c.drop(accountKey(n.Key))
+	}
 }
 
 func (c *call) nodeDue(k ident.PublicKey) {

@@ -261,7 +261,7 @@ func (p *Params) List() []Param {
 	num(rules, "name.grace", &p.NameGrace, "s", day, year, 30*day, "in which a name that has run out can still be renewed")
 	num(rules, "name.each", &p.NamesPerMember, "names", 0, 1000, 10, "of a member")
 	num(rules, "node.life", &p.NodeLife, "s", day, 10*year, year, "longest registration of a gateway, relay or other node")
-	num(rules, "node.each", &p.NodesPerMember, "nodes", 1, 1000, 20, "of a member registered at once")
+	num(rules, "node.each", &p.NodesPerMember, "nodes", 1, 1000, 10, "of a member registered at once")
 
 	num(rules, "treasury.two_person", &p.TwoPerson, "ncredit", 0, tx.MaxAmount, 100*credit, "entries from here on, one by one or of a day together, need a second signature: of another treasurer or treasury.witness, or, where there is neither, of any other member")
 	num(rules, "treasury.pending", &p.PendingLife, "s", day, 90*day, 14*day, "in which the second treasurer signs")
