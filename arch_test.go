@@ -104,8 +104,8 @@ var libs = []struct {
 	{"golang.org/x/time", "link session gateway dns guest node", "rate limits"},
 }
 
-// testOnly may be imported by test files everywhere.
-var testOnly = []string{"github.com/google/go-cmp", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/rogpeppe/go-internal"}
+// testOnly may be imported by test files everywhere. (ics23: the oracle beside which ledger/lite verifies proofs.)
+var testOnly = []string{"github.com/google/go-cmp", "go.uber.org/goleak", "pgregory.net/rapid", "github.com/rogpeppe/go-internal", "github.com/cosmos/ics23"}
 
 // bans are imports and calls that a room must not have. A ban ends in / when it covers all below it.
 var bans = []struct {
