@@ -50,6 +50,8 @@ type App struct {
 	keep    func(now time.Time, head int64) int64 // first block to keep
 	restore *restore
 	snaps   *snapshots
+	// propose chooses what goes into a block: Machine.Propose, but for liars in tests.
+	propose func(h ledger.Header, txs [][]byte, most int) [][]byte
 }
 
 // block is what FinalizeBlock leaves for Commit.
@@ -69,12 +71,10 @@ func openApp(cfg Config) (*App, error) {
 	if a.index, err = openIndex(filepath.Join(cfg.Dir, "index")); err != nil {
 		return nil, errors.Join(err, a.db.Close())
 	}
+	a.propose = func(h ledger.Header, txs [][]byte, most int) [][]byte { return a.machine.Propose(h, txs, most) }
 	a.snaps = &snapshots{dir: filepath.Join(cfg.Dir, "snapshots"), log: cfg.Log}
 	if err := a.load(); err != nil {
 		return nil, errors.Join(err, a.index.close(), a.db.Close())
-	}
-	if cfg.app != nil {
-		cfg.app(a)
 	}
 	return a, nil
 }
@@ -186,7 +186,7 @@ func (a *App) PrepareProposal(_ context.Context, r *abci.RequestPrepareProposal)
 	defer a.mu.Unlock()
 	// Comet counts each transaction with its protobuf frame: a tag and a length of at most three bytes.
 	most := max(int(r.MaxTxBytes)-4*len(r.Txs), 0)
-	return &abci.ResponsePrepareProposal{Txs: a.machine.Propose(a.header(r.Height, r.Time, r.ProposerAddress, r.Misbehavior), r.Txs, most)}, nil
+	return &abci.ResponsePrepareProposal{Txs: a.propose(a.header(r.Height, r.Time, r.ProposerAddress, r.Misbehavior), r.Txs, most)}, nil
 }
 
 // ProcessProposal implements abci.Application: no vote for a block that no honest proposer makes. The answer depends on the state

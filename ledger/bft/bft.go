@@ -42,7 +42,7 @@ type Config struct {
 	Gossip time.Duration // pause between looks at what a peer lacks; 0 is 20 ms
 	Log    *slog.Logger
 
-	app func(*App) // tests change the application
+	hook func(*engine) // tests look inside
 }
 
 // Trust is a block that is known to belong to the chain.

@@ -5,7 +5,6 @@ package bft
 import (
 	"context"
 	"testing"
-	"time"
 
 	"weft/ledger"
 	"weft/ledger/tx"
@@ -13,7 +12,7 @@ import (
 
 // One validator: what is paid is final at once, is there after a restart, and does not apply twice.
 func TestSingle(t *testing.T) {
-	w := newNetwork(t, 1, 3, 0, nil)
+	w := newNetwork(t, 1, 1, 3, 0, nil)
 	p := w.peers[0]
 	w.start()
 	ctx := context.Background()
@@ -68,5 +67,4 @@ func TestSingle(t *testing.T) {
 	if err := tx.Decode(g, &gen); err != nil || gen.Chain != testChain {
 		t.Errorf("genesis %+v %v", gen, err)
 	}
-	_ = time.Now
 }

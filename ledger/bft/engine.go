@@ -225,6 +225,9 @@ func start(ctx context.Context, cfg Config) (_ *engine, err error) {
 			e.closeAll()
 		}
 	}()
+	if cfg.hook != nil {
+		cfg.hook(e)
+	}
 	if e.peers, err = e.readPeers(); err != nil {
 		return nil, err
 	}
@@ -498,7 +501,7 @@ func (e *engine) reindex(ctx context.Context) error {
 func (e *engine) status() bftclient.Status {
 	store, sw := e.node.BlockStore(), e.node.Switch()
 	s := bftclient.Status{
-		Chain: e.genesis.Chain, ID: string(idOf(e.key)), Key: e.key, Height: store.Height(), Base: store.Base(),
+		Chain: e.genesis.Chain, Pid: os.Getpid(), ID: string(idOf(e.key)), Key: e.key, Height: store.Height(), Base: store.Base(),
 		CatchingUp: e.node.ConsensusReactor().WaitSync(), Waiting: e.node.Mempool().Size(), Peers: []string{},
 	}
 	if m := store.LoadBlockMeta(s.Height); m != nil {

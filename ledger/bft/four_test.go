@@ -17,7 +17,7 @@ import (
 // Four validators: one dies and nothing stops; a second dies and all stops, and says so; one comes back and it goes on, with what
 // was sent meanwhile. Then they are cut in two halves, and healed.
 func TestFour(t *testing.T) {
-	w := newNetwork(t, 4, 3, 0, nil)
+	w := newNetwork(t, 4, 4, 3, 0, nil)
 	w.start()
 	w.meet(3)
 	r := w.peers[0].pay(0, 1, 1)
@@ -93,7 +93,7 @@ func TestFour(t *testing.T) {
 
 // A validator that has lost all but its key begins from another's snapshot, and takes part again.
 func TestStateSync(t *testing.T) {
-	w := newNetwork(t, 4, 3, 0, func(_ int, c *Config) { c.Snapshots = 5; c.Versions = 20 })
+	w := newNetwork(t, 4, 4, 3, 0, func(_ int, c *Config) { c.Snapshots = 5; c.Versions = 20 })
 	w.start()
 	w.meet(3)
 	nonce := uint64(0)

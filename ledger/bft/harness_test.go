@@ -36,7 +36,7 @@ func agent(t testing.TB, name string) *ident.Agent {
 func founder(t testing.TB, i int) *ident.Agent { return agent(t, fmt.Sprint("founder ", i)) }
 
 // settings let members send as much as a test likes.
-var settings = []tx.Setting{{Name: "tx.each", Value: "10000"}}
+var settings = []tx.Setting{{Name: "tx.each", Value: "10000"}, {Name: "tx.window", Value: "10"}, {Name: "vote.notice", Value: "0"}}
 
 // testGenesis has n founders, who may owe, and validators' keys out of the given folders.
 func testGenesis(t testing.TB, n int, dirs ...string) ledger.Genesis {
@@ -58,7 +58,12 @@ func testGenesis(t testing.TB, n int, dirs ...string) ledger.Genesis {
 // transfer is a signed payment of founder from to founder to.
 func transfer(t testing.TB, from, to int, nonce uint64) []byte {
 	t.Helper()
-	raw, err := tx.Tx{Chain: tx.ChainOf(testChain), Nonce: nonce, Expiry: time.Now().Unix() + 3600, Body: &tx.Transfer{To: founder(t, to).Public(), Amount: 1}}.Sign(founder(t, from))
+	return signed(t, from, nonce, &tx.Transfer{To: founder(t, to).Public(), Amount: 1})
+}
+
+func signed(t testing.TB, from int, nonce uint64, b tx.Body) []byte {
+	t.Helper()
+	raw, err := tx.Tx{Chain: tx.ChainOf(testChain), Nonce: nonce, Expiry: time.Now().Unix() + 3600, Body: b}.Sign(founder(t, from))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,9 +169,14 @@ func (p *peer) height(atLeast int64) {
 // pay sends a transfer and waits until it is final.
 func (p *peer) pay(from, to int, nonce uint64) bftclient.Result {
 	p.t.Helper()
+	return p.final(transfer(p.t, from, to, nonce))
+}
+
+func (p *peer) final(raw []byte) bftclient.Result {
+	p.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	r, err := p.client.Finalise(ctx, transfer(p.t, from, to, nonce))
+	r, err := p.client.Finalise(ctx, raw)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -203,8 +213,8 @@ type network struct {
 	conns map[net.Conn][2]int
 }
 
-// newNetwork makes n validators and founders, not started.
-func newNetwork(t testing.TB, n, founders int, delay time.Duration, change func(i int, c *Config)) *network {
+// newNetwork makes n engines, the first v of them validators, and founders. Nothing is started.
+func newNetwork(t testing.TB, n, v, founders int, delay time.Duration, change func(i int, c *Config)) *network {
 	t.Helper()
 	w := &network{t: t, delay: delay, side: map[int]int{}, down: map[int]bool{}, conns: map[net.Conn][2]int{}}
 	var dirs []string
@@ -212,7 +222,7 @@ func newNetwork(t testing.TB, n, founders int, delay time.Duration, change func(
 	for i := range n {
 		dirs = append(dirs, filepath.Join(root, fmt.Sprint(i)))
 	}
-	g := testGenesis(t, founders, dirs...)
+	g := testGenesis(t, founders, dirs[:v]...)
 	for i, d := range dirs {
 		if err := Join(d, tx.Encode(&g)); err != nil {
 			t.Fatal(err)

@@ -9,8 +9,7 @@ import (
 	"weft/ledger"
 )
 
-// App is the ledger as the engine sees it.
-type App struct{}
+type engine struct{}
 
 // Run reports that there is no engine.
 func Run(context.Context, Config) error { return errNoEngine }

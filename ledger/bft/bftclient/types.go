@@ -103,6 +103,7 @@ type Validator struct {
 // Status is how the engine does.
 type Status struct {
 	Chain      string
+	Pid        int             // of the engine's process
 	ID         string          // of this engine, for others' list of peers
 	Key        ident.PublicKey // consensus key
 	Height     int64
