@@ -407,7 +407,7 @@ func TestBooksAgainstAudit(t *testing.T) {
 			budgets = append(budgets, s.measure(&b))
 		}
 		s.vote(&tx.ActCredit{Member: 2, Grant: 0, Solidarity: s.now + year})
-		for range rapid.IntRange(5, 60).Draw(rt, "steps") {
+		for range rapid.IntRange(20, 60).Draw(rt, "steps") {
 			who := rapid.IntRange(1, 4).Draw(rt, "who")
 			amount := rapid.Int64Range(0, 40*credit).Draw(rt, "amount")
 			bytes := rapid.Uint64Range(0, 30e9).Draw(rt, "bytes")
@@ -442,9 +442,10 @@ func TestBooksAgainstAudit(t *testing.T) {
 			}
 		}
 		s.endYear()
+		s.endYear()
 		s.mustAudit()
 		if _, err := parseBeancount(string(AppendBeancount(nil, "t", s.postings, s.m.TrialBalance()))); err != nil {
-			t.Fatal(err)
+			rt.Fatal(err)
 		}
 	})
 }

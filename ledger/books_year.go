@@ -194,8 +194,9 @@ func (c *call) endPeriod(when int64) {
 	p := c.period(c.bookState().Period)
 	p.State = PeriodClosing
 	c.save(periodKey(p.ID), &p)
-	c.bookAt(when+c.params().YearGrace, bookSettle, p.ID)
 	c.openPeriod(when)
+	next := c.period(c.bookState().Period) // the books close before the next period ends, which may be shorter
+	c.bookAt(min(when+c.params().YearGrace, next.End-1), bookSettle, p.ID)
 }
 
 // bookInto returns the fiscal period for a new entry: the open one, or the last.

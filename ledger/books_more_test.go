@@ -1,0 +1,289 @@
+package ledger
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"weft/ledger/tx"
+)
+
+func TestTemplates(t *testing.T) {
+	for _, x := range Templates() {
+		p, err := x.Params()
+		if err != nil {
+			t.Fatalf("%s: %v", x.Name, err)
+		}
+		seen := map[string]bool{}
+		for _, v := range x.Values {
+			if r, ok := p.Find(v.Name); !ok || seen[v.Name] || v.Why == "" || r.Text() != v.Value {
+				t.Errorf("%s: %s", x.Name, v.Name)
+			}
+			seen[v.Name] = true
+		}
+		if x.Title == "" || x.Doc == "" || x.Advice == "" || len(x.Sources) == 0 {
+			t.Errorf("%s explains nothing", x.Name)
+		}
+		if got, ok := FindTemplate(x.Name); !ok || got.Title != x.Title {
+			t.Error(x.Name)
+		}
+		m, _ := New(NewMem())
+		if err := m.Init(Genesis{Chain: "t", Time: 1, Founders: []Founder{{Key: govKey(1)}}, Settings: x.Settings()}); err != nil {
+			t.Errorf("%s: %v", x.Name, err)
+		}
+	}
+}
+
+// surplus makes a year in which members pay, at 1 credit for each of these.
+func (s *shop) surplus(paid ...int64) {
+	s.t.Helper()
+	if len(s.m.Lines()) == 1 {
+		s.measure(&tx.SetLine{Called: "internet", Class: 1, Fund: FundOperating, Fee: credit})
+	}
+	for i, v := range paid {
+		if v > 0 {
+			s.pay(uint64(i+1), v*credit)
+			s.must(1, &tx.Charge{Member: uint64(i + 1), Line: 1, Times: uint32(v)})
+		}
+	}
+}
+
+var plain = []string{"surplus.reserve=0", "surplus.solidarity=0", "surplus.cash=0", "surplus.cash_least=0", "capital.retirement=any"}
+
+func (s *shop) capital(member uint64, want ...Vintage) {
+	s.t.Helper()
+	if got := s.m.Capital(member); fmt.Sprint(got) != fmt.Sprint(want) {
+		s.t.Errorf("member %d has capital %v, want %v", member, got, want)
+	}
+}
+
+func TestRetirement(t *testing.T) {
+	two := func(t *testing.T) *shop {
+		s := newShop(t, 3, plain...)
+		s.surplus(10, 20, 0)
+		s.endYear()
+		s.surplus(30, 0, 40)
+		s.endYear()
+		s.capital(1, Vintage{2023, 10 * credit}, Vintage{2024, 30 * credit})
+		s.capital(2, Vintage{2023, 20 * credit})
+		return s
+	}
+	for _, c := range []struct {
+		r        tx.Retire
+		of1, of2 []Vintage
+	}{
+		{tx.Retire{Method: tx.FIFO, Amount: 15 * credit}, []Vintage{{2023, 5 * credit}, {2024, 30 * credit}}, []Vintage{{2023, 10 * credit}}},
+		{tx.Retire{Method: tx.FIFO, Amount: 37 * credit}, []Vintage{{2024, 27 * credit}}, nil},
+		{tx.Retire{Method: tx.LIFO, Amount: 85 * credit}, []Vintage{{2023, 5 * credit}}, []Vintage{{2023, 10 * credit}}},
+		{tx.Retire{Method: tx.Percent, Amount: 50 * credit}, []Vintage{{2023, 5 * credit}, {2024, 15 * credit}}, []Vintage{{2023, 10 * credit}}},
+		{tx.Retire{Method: tx.Hybrid, Amount: 58 * credit, Oldest: 517}, []Vintage{{2024, 18*credit - 6_000_000}}, nil},
+	} {
+		t.Run(fmt.Sprint(c.r.Method, c.r.Amount/credit), func(t *testing.T) {
+			s := two(t)
+			had := s.m.Sheet().Capital
+			s.measure(&c.r)
+			s.rest()
+			if c.r.Method != tx.Hybrid {
+				s.capital(1, c.of1...)
+				s.capital(2, c.of2...)
+			}
+			if got := s.m.Sheet().Capital; got > had-c.r.Amount+2*cent || got < had-c.r.Amount {
+				t.Errorf("of %d are left %d", had, got)
+			}
+			s.mustAudit()
+		})
+	}
+	s := two(t)
+	b := func(m tx.Measure) []byte { x, _ := tx.EncodeMeasure(m); return x }
+	refused := func(want Code, r tx.Retire, settings ...string) {
+		t.Helper()
+		for i := 0; i < len(settings); i += 2 {
+			s.vote(&tx.ActBylaws{Settings: []tx.Setting{{Name: settings[i], Value: settings[i+1]}}})
+		}
+		s.refuse(want, 1, &tx.Propose{Title: "x", Action: &tx.ActSurplus{Measure: b(&r)}})
+	}
+	refused(CodeFunds, tx.Retire{Amount: 101 * credit})
+	refused(CodeValue, tx.Retire{})
+	refused(CodeFunds, tx.Retire{Amount: 60 * credit}, "capital.kept", "500")
+	refused(CodeFunds, tx.Retire{Amount: 40 * credit}, "capital.equity", "700")
+	s.pay(2, 50*credit)
+	refused(CodeFunds, tx.Retire{Amount: credit}, "capital.equity", "0", "capital.debt", "400")
+	refused(CodeForbid, tx.Retire{Amount: credit}, "capital.debt", "600", "capital.retirement", "lifo")
+	s.refuse(CodeMalform, 1, &tx.Propose{Title: "x", Action: &tx.ActBudget{Measure: b(&tx.Retire{Amount: 1})}})
+}
+
+func TestLosses(t *testing.T) {
+	for _, policy := range []string{"carry", "reserve", "members"} {
+		t.Run(policy, func(t *testing.T) {
+			s := newShop(t, 3, append(plain, "surplus.loss="+policy)...)
+			s.surplus(10, 20, 0)
+			s.endYear()
+			s.pay(2, 7*credit)
+			s.must(2, &tx.Contribute{Fund: FundReserve, Amount: 7 * credit})
+			s.must(1, &tx.Deposit{Fund: FundOperating, Amount: 60 * credit, Reference: "a loan"})
+			spend := s.measure(&tx.NewBudget{Fund: FundOperating, Amount: 100 * credit, Cost: true, Purpose: "a bill"})
+			s.surplus(30, 0, 10)
+			s.must(1, &tx.Spend{Budget: spend, Amount: 60 * credit, Reference: "x"}) // 20 more than came in
+			p := s.endYear()
+			b := s.m.view(Header{}).bookState()
+			switch policy {
+			case "carry":
+				if b.Carry[0] != 20*credit || p.Allocated != 0 {
+					t.Errorf("%+v", p)
+				}
+			case "reserve":
+				if b.Carry[0] != 13*credit || s.in(FundReserve) != 0 {
+					t.Errorf("%+v", p)
+				}
+			case "members":
+				s.capital(1, Vintage{2024, -5 * credit}) // 10 − 15
+				s.capital(2, Vintage{2023, 20 * credit})
+				s.capital(3, Vintage{2024, -5 * credit})
+			}
+			s.surplus(20, 0, 20)
+			s.endYear()
+			switch policy {
+			case "carry":
+				s.capital(3, Vintage{2025, 10 * credit})
+			case "reserve":
+				s.capital(3, Vintage{2025, 13.5 * credit})
+			case "members":
+				s.capital(3, Vintage{2025, 15 * credit}) // what was negative is made good first
+			}
+			s.mustAudit()
+		})
+	}
+}
+
+// Former members keep their capital; what is paid back waits for them, less what they owe, and in the end goes to others.
+func TestFormerMembers(t *testing.T) {
+	s := newShop(t, 4, append(plain, "surplus.cash=500", "tariff.member_fee=1000000000")...)
+	s.surplus(10, 20, 30)
+	s.must(2, &tx.Leave{})
+	s.must(3, &tx.Leave{})
+	s.endYear()
+	if s.m.Due(2).Amount != 10*credit || s.m.Due(3).Amount != 15*credit || s.own(2) != 0 {
+		t.Fatal(s.m.Due(2), s.m.Due(3))
+	}
+	s.must(2, &tx.Claim{})
+	s.refuse(CodeUnknown, 2, &tx.Claim{})
+	if s.own(2) != 10*credit {
+		t.Fatal(s.own(2))
+	}
+	s.must(2, &tx.Payout{Amount: 10 * credit, Where: "home"})
+	solidarity := s.in(FundSolidarity)
+	for range 6 * 13 {
+		s.block(28 * day)
+	}
+	s.rest()
+	if s.m.Due(3).Amount != 0 || s.in(FundSolidarity) != solidarity+15*credit {
+		t.Fatal(s.m.Due(3), s.in(FundSolidarity))
+	}
+	// Member 4 has paid nothing for years and has no capital; member 1 has capital, and arrears, which it pays first.
+	owed := int64(0)
+	for _, a := range s.m.Arrears(1) {
+		owed += a.Amount
+	}
+	if owed == 0 {
+		t.Fatal("member 1 owes nothing")
+	}
+	had := s.own(1)
+	s.measure(&tx.Retire{Method: tx.FIFO, Amount: 30 * credit})
+	s.rest()
+	if s.own(1) != max(had+5*credit-owed, 0) || s.m.Due(3).Amount != 15*credit {
+		t.Error(had, owed, s.own(1), s.m.Due(3))
+	}
+	s.mustAudit()
+}
+
+// Business with others stays apart, and goes to the reserve.
+func TestOthersApart(t *testing.T) {
+	s := newShop(t, 2, plain...)
+	s.surplus(10, 20)
+	s.must(1, &tx.Deposit{Fund: FundOperating, Amount: 90 * credit, Class: 1, Reference: "guests' vouchers"})
+	b := s.measure(&tx.NewBudget{Fund: FundOperating, Amount: 100 * credit, Cost: true, Business: tx.WithBoth, Class: 1, Purpose: "upstream"})
+	s.block(fromCivil(2024, 1, 3) - s.now)
+	s.must(1, &tx.Spend{Budget: b, Amount: 40 * credit, Last: true, Reference: "came late"})
+	s.refuse(CodeForbid, 2, &tx.Spend{Budget: b, Amount: credit, Reference: "x"})
+	s.block(fromCivil(2024, 3, 2) - s.now)
+	s.rest()
+	p, _ := s.m.Period(1)
+	// 40 by 30 to 90: 10 and 30.
+	if p.State != PeriodFinished || p.Groups[0].Margin != 20*credit || p.Others != 60*credit || s.in(FundReserve) != 60*credit {
+		t.Errorf("%+v", p)
+	}
+	s.refuse(CodeState, 1, &tx.Spend{Budget: b, Amount: credit, Last: true, Reference: "too late"})
+	s.mustAudit()
+}
+
+// crowd is a community of n members with a year's business each, ready to be settled.
+func crowd(t testing.TB, n int) (*Machine, *call) {
+	store := NewMem()
+	m, err := New(store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Init(Genesis{Chain: "big", Time: govStart, Founders: []Founder{{Key: govKey(1)}}}); err != nil {
+		t.Fatal(err)
+	}
+	// Keys are looked up, not verified: numbers will do. A sorted store is filled in the order of its keys.
+	c := &call{m: m, Header: Header{Height: 1, Time: govStart}, s: newOverlay(store), tx: -1}
+	r := rand.New(rand.NewPCG(1, 2))
+	var total int64
+	for i := 2; i <= n; i++ {
+		var k [32]byte
+		k[0], k[1], k[2], k[3] = 255, byte(i>>16), byte(i>>8), byte(i)
+		mb := c.enroll(Member{Key: k, Name: fmt.Sprint(i), Grant: -1})
+		paid := r.Int64N(500 * credit)
+		total += paid
+		to := on(hFund, FundOperating, paid)
+		to.mark = Mark{What: MarkPaid, Class: 1, Period: 1, Member: mb.ID, Bytes: r.Int64N(1e12)}
+		if err := c.entry("", on(hWorld, 0, -paid), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.s.flush()
+	return m, c
+}
+
+func TestTenThousand(t *testing.T) {
+	m, _ := crowd(t, 10_000)
+	p, _ := m.Period(1)
+	h := Header{Height: 2, Time: p.End}
+	m.Block(h, nil)
+	h.Time += 61 * day
+	for h.Height = 3; h.Height == 3 || m.Busy(); h.Height++ {
+		h.Time++
+		m.Block(h, nil)
+	}
+	if p, _ = m.Period(1); p.State != PeriodFinished || h.Height < 10_000/page {
+		t.Fatalf("%+v after %d blocks", p.State, h.Height)
+	}
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+	var sum int64
+	for _, a := range m.Allotments(1) {
+		sum += a.Share
+	}
+	if sum != p.Allocated || sum == 0 {
+		t.Errorf("%d of %d were allocated", sum, p.Allocated)
+	}
+}
+
+// The division of a year's surplus among 10,000 members, with all reading, and all its pages of payment.
+func BenchmarkYear10000(b *testing.B) {
+	m, _ := crowd(b, 10_000)
+	store := m.base.(*Mem)
+	p, _ := m.Period(1)
+	for b.Loop() {
+		b.StopTimer()
+		n, _ := New(store.Clone())
+		n.Block(Header{Height: 2, Time: p.End}, nil)
+		b.StartTimer()
+		h := Header{Height: 3, Time: p.End + 61*day}
+		for n.Block(h, nil); n.Busy(); n.Block(h, nil) {
+			h.Height, h.Time = h.Height+1, h.Time+1
+		}
+	}
+}
