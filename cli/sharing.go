@@ -287,10 +287,13 @@ func isTerminal(w io.Writer) bool {
 }
 
 func (e *env) printMeter(m api.Meter) {
-	if len(m.Sessions) == 0 {
+	switch {
+	case len(m.Sessions) == 0 && m.Month == api.Traffic{}:
 		e.say("No traffic through a gateway has been counted yet.")
-	} else {
-		t := columns("WITH", "AS", ">SENT", ">RECEIVED", ">ARRIVED THERE", ">ARRIVED HERE", ">SENT/S", ">RECV/S", ">LOST", "STATE", "")
+	case len(m.Sessions) == 0:
+		e.say("No session through a gateway is open now.")
+	default:
+		t := columns("WITH", "WHICH IS", ">SENT", ">RECEIVED", ">ARRIVED THERE", ">ARRIVED HERE", ">SENT/S", ">RECEIVED/S", ">LOST", "STATE", "")
 		for _, s := range m.Sessions {
 			t.row(who(s.Name, s.ID), s.Role, size(s.Total.SentBytes), size(s.Total.RecvBytes), size(s.Agreed.SentBytes), size(s.Agreed.RecvBytes),
 				bps(s.SentBps), bps(s.RecvBps), size(uint64(max(s.GapSent, 0)+max(s.GapRecv, 0))), s.State, cmp.Or(s.Reason, " "))
@@ -313,7 +316,7 @@ func (e *env) printMeter(m api.Meter) {
 		}
 		t.print(e.out)
 	}
-	e.say("\nThrough gateways today %s in, %s out; this month %s in, %s out.", size(m.Today.RecvBytes), size(m.Today.SentBytes), size(m.Month.RecvBytes), size(m.Month.SentBytes))
+	e.say("\nThis household, through gateways: today %s in, %s out; this month %s in, %s out (UTC).", size(m.Today.RecvBytes), size(m.Today.SentBytes), size(m.Month.RecvBytes), size(m.Month.SentBytes))
 }
 
 type voucherCmd struct {

@@ -70,8 +70,9 @@ type sharing struct {
 	away      *exitWay
 
 	// The rest belongs to settle.
-	chosen string // the choice that gateway knows
-	shared bool   // the log's last word on it
+	chosen string    // the choice that gateway knows
+	since  time.Time // when the own line came back; zero while it is down
+	shared bool      // the log's last word on it
 	kernel kernel
 	exit   *exitWay
 	shut   func() // takes back the firewall's rules for DNS
@@ -281,16 +282,20 @@ func (s *sharing) settle() bool {
 		offer = false
 		errs = append(errs, errors.New("the addresses of this device are not known, so clients could reach its own network"))
 	}
-	if s.chosen != want.Use {
-		choice, _, err := s.n.choiceOf(want.Use)
-		if err == nil {
-			err = s.gw.Use(choice)
+	live := watched && (line.IPv4 && want.IPv4 || line.IPv6 && want.IPv6 == "nat")
+	if !live || s.since.IsZero() {
+		s.since = time.Time{}
+		if live {
+			s.since = time.Now()
 		}
-		if err == nil {
-			s.chosen = want.Use
-		}
-		errs = append(errs, err) // a node that is not known yet: tried again
 	}
+	wait := live && using && want.Offer && want.Use == "auto"
+	stable := live && time.Since(s.since) >= lineStable
+	choice := choiceFor(want, using, stable, s.chosen == "off" && live)
+	if choice != want.Use && using && s.chosen != choice {
+		s.n.log.Info("the own line is back and is used again")
+	}
+	errs = append(errs, s.choose(choice))
 	if !offer {
 		s.stopOffer() // before the kernel forgets what to do with clients' packets
 	}
@@ -306,6 +311,9 @@ func (s *sharing) settle() bool {
 		s.stopOffer()
 	}
 	errs = append(errs, s.openDNS(offer), s.upstreams(use))
+	if s.isOffered() {
+		errs = append(errs, s.choose(want.Use)) // from now on gateway itself uses none while the line is there
+	}
 	s.guest.setUplink(line, watched, use)
 	s.tellShared(offer && err == nil && (!watched || line.IPv4 && want.IPv4 || line.IPv6 && want.IPv6 == "nat"))
 	err = errors.Join(errs...)
@@ -320,7 +328,42 @@ func (s *sharing) settle() bool {
 		s.n.log.Warn("sharing the internet", "problem", problem)
 	}
 	s.problem = problem
-	return err == nil
+	return err == nil && !wait
+}
+
+// lineStable is how long the own line must be back before another's is left for it: a little longer than gateway waits until it
+// counts the line as there, or it would take the next lease at once.
+const lineStable = 12 * time.Second
+
+// choiceFor is the choice that gateway is told. The owner's, except for who shares a line and takes another's while it is down:
+// as long as a lease is in force nothing is offered, and gateway does not know that the line is shared. So the lease is given up
+// here when the line is back, and no other taken until the offer stands.
+func choiceFor(want config.Gateway, using, stable, leaving bool) string {
+	if want.Offer && want.Use == "auto" && (using && stable || !using && leaving) {
+		return "off"
+	}
+	return want.Use
+}
+
+// choose tells gateway the choice, if it does not know it. A node that is not known yet is an error, and tried again.
+func (s *sharing) choose(text string) error {
+	if s.chosen == text {
+		return nil
+	}
+	choice, _, err := s.n.choiceOf(text)
+	if err == nil {
+		err = s.gw.Use(choice)
+	}
+	if err == nil {
+		s.chosen = text
+	}
+	return err
+}
+
+func (s *sharing) isOffered() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.offered != nil
 }
 
 func (s *sharing) stopOffer() {
