@@ -65,8 +65,9 @@ type Config struct {
 	Name       func(ident.PublicKey) string // of a client, for people; may be nil
 	LeaseLog   LogConfig
 
-	// Ended is told of IPv4 addresses that clients have given back, a second later at most: whoever gets one next must not inherit its
-	// connections, so until Ended returns nobody else does. One call at a time; nil: there are none to inherit.
+	// Ended is told of addresses that clients have given back, a second later at most: IPv4 addresses, mesh addresses and, by their
+	// first address, /64s. Whoever gets an IPv4 address next must not inherit its connections, so until Ended returns nobody else does;
+	// and what no client waits for must not take others' places. One call at a time; nil: there are none to inherit.
 	Ended func(addrs []netip.Addr)
 }
 

@@ -254,7 +254,7 @@ type leases struct {
 	byAddr map[addr]*lease   // IPv4 and mesh addresses, single routed addresses
 	byNet  map[uint64]*lease // /64s, by their upper half
 	taken  map[addr]bool     // IPv4 addresses that NAT64 uses
-	// resting are IPv4 addresses whose connections have yet to be ended: until then nobody else gets them. The zero key: NAT64
+	// resting are addresses whose connections have yet to be ended: until then nobody else gets one of IPv4. The zero key: NAT64
 	// had it. nil: nobody ends any.
 	resting map[addr]ident.PublicKey
 	budget  atomic.Int64 // flow slots that tables may still take
@@ -323,7 +323,7 @@ func (s *leases) rested(done []netip.Addr) (next []netip.Addr) {
 		delete(s.resting, addrOf(a))
 	}
 	for a := range s.resting {
-		if s.byAddr[a] == nil {
+		if s.byAddr[a] == nil && (a.is4() || s.byNet[a.hi] == nil) {
 			next = append(next, a.netip())
 		} else {
 			delete(s.resting, a)
@@ -411,6 +411,8 @@ func (s *leases) remove(l *lease) {
 	delete(s.byKey, l.key)
 	delete(s.byAddr, l.own)
 	delete(s.byNet, l.net)
+	s.rest(l.own, l.key)
+	s.rest(addr{l.net, 0}, l.key)
 	if l.v4.IsValid() {
 		delete(s.byAddr, addrOf(l.v4))
 		s.rest(addrOf(l.v4), l.key)

@@ -180,9 +180,11 @@ func (e *Exit) Stats() Stats {
 	return s
 }
 
-// Forget ends the flows of a client's address, so that whoever is given the address next does not inherit them.
+// Forget ends the flows of a client's address, in IPv6 of its /64: whoever is given the address next does not inherit them, and who has
+// gone holds no slots.
 func (e *Exit) Forget(client netip.Addr) {
-	tcps, udps := e.list(func(a netip.Addr) bool { return a == client })
+	who := clientOf(client)
+	tcps, udps := e.list(func(a netip.Addr) bool { return clientOf(a) == who })
 	for _, f := range tcps {
 		f.abort()
 	}
@@ -191,7 +193,7 @@ func (e *Exit) Forget(client netip.Addr) {
 	}
 	for _, p := range e.ping {
 		if p != nil {
-			p.forget(client)
+			p.forget(who)
 		}
 	}
 }

@@ -365,6 +365,8 @@ func TestForget(t *testing.T) {
 	if _, err := six.Write([]byte("x")); err != nil {
 		t.Errorf("another address's connection: %v", err)
 	}
+	e.Forget(clientOf(nodeA).Addr()) // of IPv6 the whole /64 goes
+	eventually(t, "nothing is left", func() bool { e.expire(time.Now()); return e.Stats().TCP == 0 })
 }
 
 // TestUDP: one port for all destinations, answers only from those that were sent to, errors come back, idle ports go.

@@ -178,11 +178,11 @@ func (p *pinger) expire(now time.Time) {
 }
 
 // forget drops a client's requests.
-func (p *pinger) forget(client netip.Addr) {
+func (p *pinger) forget(client netip.Prefix) {
 	p.e.mu.Lock()
 	defer p.e.mu.Unlock()
 	for seq, r := range p.sent {
-		if r.client == client {
+		if clientOf(r.client) == client {
 			p.drop(seq, r)
 		}
 	}
