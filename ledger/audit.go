@@ -19,6 +19,7 @@ type Report struct {
 	Balances             []Balance
 	Differences          []string // none: the books are right
 	Machine              *Machine // the replayed state
+	shadow               shadow
 }
 
 // OK reports whether the books are right.
@@ -47,7 +48,8 @@ func Audit(g Genesis, next func() (Header, [][]byte, bool), live Store) (Report,
 		return r, fmt.Errorf("the genesis: %w", err)
 	}
 	r.Machine = m
-	n := shadow{balance: map[string]int64{}, periods: map[uint64]*shadowPeriod{}}
+	r.shadow = shadow{balance: map[string]int64{}, periods: map[uint64]*shadowPeriod{}}
+	n := &r.shadow
 	for {
 		h, txs, more := next()
 		if !more {
@@ -77,19 +79,7 @@ func Audit(g Genesis, next func() (Header, [][]byte, bool), live Store) (Report,
 	if err := m.Check(); err != nil {
 		r.differ("the state: %v", err)
 	}
-	r.Balances = m.TrialBalance()
-	seen := map[string]bool{}
-	for _, b := range r.Balances {
-		seen[b.Account] = true
-		if v := n.balance[b.Account]; v != b.Amount {
-			r.differ("%s is at %d; its postings sum to %d", b.Account, b.Amount, v)
-		}
-	}
-	for _, a := range slices.Sorted(maps.Keys(n.balance)) {
-		if !seen[a] && n.balance[a] != 0 {
-			r.differ("%s is at 0; its postings sum to %d", a, n.balance[a])
-		}
-	}
+	n.compare(&r)
 	n.divide(&r)
 	if live != nil {
 		var have, want []string
@@ -165,6 +155,23 @@ func (n *shadow) post(p Posting) {
 		s.retained[k.Member] += p.Amount
 	case MarkInterest:
 		s.interest[k.Member] += p.Amount
+	}
+}
+
+// compare holds the machine's balances against the sums of postings.
+func (n *shadow) compare(r *Report) {
+	r.Balances = r.Machine.TrialBalance()
+	seen := map[string]bool{}
+	for _, b := range r.Balances {
+		seen[b.Account] = true
+		if v := n.balance[b.Account]; v != b.Amount {
+			r.differ("%s is at %d; its postings sum to %d", b.Account, b.Amount, v)
+		}
+	}
+	for _, a := range slices.Sorted(maps.Keys(n.balance)) {
+		if !seen[a] && n.balance[a] != 0 {
+			r.differ("%s is at 0; its postings sum to %d", a, n.balance[a])
+		}
 	}
 }
 

@@ -269,6 +269,88 @@ func TestTenThousand(t *testing.T) {
 	if sum != p.Allocated || sum == 0 {
 		t.Errorf("%d of %d were allocated", sum, p.Allocated)
 	}
+	// A third of the capital is paid back, over many blocks, to the unit.
+	had := map[uint64]int64{}
+	m.Members(func(mb Member) bool {
+		for _, v := range m.Capital(mb.ID) {
+			had[mb.ID] += v.Amount
+		}
+		return true
+	})
+	before := m.Sheet().Capital
+	amount := before / 3 / cent * cent
+	c := m.view(h)
+	c.queueJob(Job{Kind: JobRetire, ID: 1, Plan: Retirement{Retire: tx.Retire{Amount: amount}}})
+	c.s.flush()
+	blocks := 0
+	for ; m.Busy(); blocks++ {
+		h.Height, h.Time = h.Height+1, h.Time+1
+		m.Block(h, nil)
+	}
+	if got := m.Sheet().Capital; got != before-amount || blocks < 10_000/page {
+		t.Errorf("%d of %d are left after %d", got, before, amount)
+	}
+	m.Members(func(mb Member) bool {
+		var left int64
+		for _, v := range m.Capital(mb.ID) {
+			left += v.Amount
+		}
+		if exact := had[mb.ID] / 3; had[mb.ID]-left > exact+2*cent || had[mb.ID]-left < exact-2*cent {
+			t.Errorf("member %d got %d of %d", mb.ID, had[mb.ID]-left, had[mb.ID])
+		}
+		return true
+	})
+	if err := m.Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The second computation sees a unit that is not where it belongs, whatever the machine says.
+func TestAuditComputes(t *testing.T) {
+	s := newShop(t, 3, append(plain, "surplus.cash=300", "member.share=1000000000", "surplus.interest=50")...)
+	s.pay(2, 20*credit)
+	s.must(2, &tx.BuyShares{Count: 20})
+	s.endYear()
+	s.surplus(10, 20, 31)
+	p := s.endYear()
+	r := s.audit(nil)
+	if !r.OK() || r.Periods != 2 || p.Interest != credit {
+		t.Fatal(r.Differences, r.Periods, p.Interest)
+	}
+	store := r.Machine.base.(*Mem)
+	for name, spoil := range map[string]func(){
+		"an allotment": func() {
+			a, _ := r.Machine.Allotment(p.ID, 3)
+			a.Share, a.Cash = a.Share+cent, a.Cash+cent
+			store.Set(allotKey(p.ID, 3), tx.Encode(&a))
+		},
+		"no allotment": func() { store.Set(allotKey(p.ID, 2), nil) },
+		"one too many": func() { store.Set(allotKey(p.ID, 9), tx.Encode(&Allotment{Member: 9, Share: 1, Cash: 1})) },
+		"a margin": func() {
+			q := p
+			q.Groups = append([]Group(nil), p.Groups...)
+			q.Groups[0].Margin++
+			store.Set(periodKey(p.ID), tx.Encode(&q))
+		},
+		"others":        func() { q := p; q.Others++; store.Set(periodKey(p.ID), tx.Encode(&q)) },
+		"interest":      func() { q := p; q.Interest++; store.Set(periodKey(p.ID), tx.Encode(&q)) },
+		"a fund":        func() { store.Set(fundKey(1), tx.Encode(&Fund{ID: 1, Balance: 1})) },
+		"capital":       func() { store.Set(capitalKey(1, 2024), nil) },
+		"posted apart":  func() { r.shadow.periods[p.ID].refund[1]++ },
+		"paid for more": func() { r.shadow.periods[p.ID].paid[1][1] += credit },
+	} {
+		saved, shadow := store.Clone(), r.shadow.periods[p.ID]
+		refund, paid := shadow.refund[1], *shadow.paid[1]
+		spoil()
+		r.Differences = nil
+		r.shadow.compare(&r)
+		r.shadow.divide(&r)
+		if r.OK() {
+			t.Errorf("%s: the audit saw nothing", name)
+		}
+		*store = *saved
+		shadow.refund[1], *shadow.paid[1] = refund, paid
+	}
 }
 
 // The division of a year's surplus among 10,000 members, with all reading, and all its pages of payment.
