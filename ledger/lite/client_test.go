@@ -61,6 +61,51 @@ func TestBisect(t *testing.T) {
 	t.Logf("%d blocks asked for on the way over 1000 with 50 changes of the set", steps)
 }
 
+// TestWaiting: a block that was too far is trusted as soon as the one between is.
+func TestWaiting(t *testing.T) {
+	c := changing(70)
+	now := genesis.Add(70 * time.Minute)
+	cl := c.client(t)
+	if n, err := cl.Update(now, c.blocks[69]); n != Later || err != nil {
+		t.Fatal(n, err)
+	}
+	if h, ok := cl.Want(now); h != 35 || !ok {
+		t.Fatal(h, ok)
+	}
+	if n, err := cl.Update(now, c.blocks[34]); n != Trusted || err != nil {
+		t.Fatal(n, err)
+	}
+	if h := cl.Newest().Header.Height; h != 70 {
+		t.Fatal("newest is", h)
+	}
+}
+
+// TestOtherPowers: the set beside a header is the one that it names, to the last vote's weight.
+func TestOtherPowers(t *testing.T) {
+	c := steady(9, set(0, 1, 2, 3))
+	now := genesis.Add(time.Hour)
+	for i, change := range []func(s []Validator) []Validator{
+		func(s []Validator) []Validator { s[0].Power = 10; return s },
+		func(s []Validator) []Validator { s[0], s[1] = s[1], s[0]; return s },
+		func(s []Validator) []Validator { return s[:3] },
+		func(s []Validator) []Validator { s[3].Power = 0; return s },
+		func(s []Validator) []Validator { s[3].Power = -1; return s },
+		func(s []Validator) []Validator { s[3].Power = maxPower + 1; return s },
+		func(s []Validator) []Validator { s[3] = s[2]; return s },
+		func(s []Validator) []Validator { return nil },
+	} {
+		b := clone(c.blocks[8])
+		b.Set = change(b.Set)
+		b.Commit.Votes = b.Commit.Votes[:len(b.Set)]
+		for i := range b.Set {
+			sign(b, i, now)
+		}
+		if err := Verify(c.blocks[0], b, now, DefaultPeriod); !errors.Is(err, ErrInvalid) {
+			t.Errorf("change %d: %v", i, err)
+		}
+	}
+}
+
 // TestLiars: any mix of true blocks, forged ones and blocks of other sets, in any order; what is trusted is of the true chain, and
 // honest answers to Want always lead to its end.
 func TestLiars(t *testing.T) {

@@ -13,8 +13,8 @@ import (
 // Bounds of records and proofs.
 const (
 	MaxKey   = 256
-	MaxValue = 8 << 10
-	MaxPath  = 64 // a tree of so many levels has more leaves than there can be
+	MaxValue = 32 << 10 // the longest records are lists: bylaws, entries that wait for a second signature
+	MaxPath  = 64       // a tree of so many levels has more leaves than there can be
 )
 
 // Proof says that a key has a value in the state: the way from its leaf to the root of an IAVL tree (v1). There are no proofs that a

@@ -10,7 +10,7 @@ import (
 
 // Bounds of messages.
 const (
-	MaxMessage = 20 << 10 // a block of 128 validators has 15.5 kB, one of four 0.9 kB
+	MaxMessage = 40 << 10 // a block of 128 validators has 15.5 kB, one of four 0.9 kB
 	maxText    = 200
 )
 
@@ -150,8 +150,8 @@ func Parse(b []byte) (Message, error) {
 // A part is version 1 | kind 1 | id 4 | index 1 | count 1 | data.
 const (
 	partHeader = 8
-	maxParts   = 32
-	maxJoining = 4
+	maxParts   = 48
+	maxJoining = 2
 )
 
 // Split cuts a message into parts of at most size bytes, for carriers of datagrams. What fits stays whole. id tells the messages apart that are
@@ -174,8 +174,8 @@ func Split(msg []byte, id uint32, size int) ([][]byte, error) {
 	return parts, nil
 }
 
-// Joiner puts the parts of one neighbour's messages together, in whatever order they come. It holds at most four messages, 80 kB; a fifth pushes the
-// oldest out. The zero Joiner is ready.
+// Joiner puts the parts of one neighbour's messages together, in whatever order they come. It holds at most two messages, 80 kB; a third pushes the
+// older out. The zero Joiner is ready.
 type Joiner struct{ joining []*joining }
 
 type joining struct {
