@@ -1,6 +1,6 @@
 // Package lite is a light client of the community's chain, for nodes that run no engine: routers. It signs transactions, and it
 // verifies what any neighbour says about the chain: headers by the signatures of the validators, records by a proof against a
-// header. It believes no neighbour. docs/spec/ledger.md section 6 is the normative text.
+// header. It believes no neighbour. docs/spec/ledger-light.md is the normative text.
 //
 // node owns a [Client], carries the messages (Encode, Parse) between neighbours and keeps what Save returns. The package is pure:
 // no socket, no file, no clock (time comes in as an argument), no goroutine. Nothing here is safe for concurrent use but

@@ -14,7 +14,7 @@ const (
 	maxText    = 200
 )
 
-// Message is what one neighbour tells another about the ledger (docs/spec/ledger.md section 6.5): a question or an answer. Answers repeat what
+// Message is what one neighbour tells another about the ledger (docs/spec/ledger-light.md section 6.5): a question or an answer. Answers repeat what
 // they are about, so that questions need no numbers.
 type Message interface {
 	tx.Record

@@ -78,7 +78,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// TestGolden: the bytes of docs/spec/ledger.md section 6.7. They never change.
+// TestGolden: the bytes of docs/spec/ledger-light.md section 6.7. They never change.
 func TestGolden(t *testing.T) {
 	want, err := os.ReadFile(filepath.Join("testdata", "messages.txt"))
 	if err != nil {
