@@ -49,6 +49,7 @@ type sharing struct {
 	kick   chan struct{}
 	guest  guests
 	policy atomic.Pointer[gateway.Policy] // for the exit
+	kept   atomic.Bool                    // the kernel did not end clients' connections
 
 	mu        sync.Mutex // guards what follows
 	want      config.Gateway
@@ -385,7 +386,9 @@ func (s *sharing) ended(addrs []netip.Addr) {
 	}
 	if nat != nil {
 		if err := nat.Forget(addrs); err != nil {
-			s.n.log.Warn("clients' old connections", "err", err)
+			if !s.kept.Swap(true) { // clients come and go: once is enough
+				s.n.log.Warn("connections of clients that have gone are kept: a client that gets such an address may see what is still on its way", "err", err)
+			}
 		}
 	}
 }
