@@ -15,6 +15,7 @@ run: build
 
 build:
 	$(BUILD) -tags '$(call tags,full)' -o bin/weft ./cmd/weft
+	$(BUILD) -tags '$(call tags,full) engine' -o bin/weft-ledger ./cmd/weft
 
 # All tests. Those that need root or a tool that is missing are skipped, loudly.
 test: tools build lint unit race cross emulate

@@ -39,6 +39,7 @@ type world struct {
 	asked    PingRequest
 	fw       Firewall
 	gw       Gateway
+	coop     Coop
 	vouchers []Voucher
 	err      error
 }

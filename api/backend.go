@@ -5,7 +5,7 @@ import (
 	"iter"
 )
 
-// Backend is all that a node offers to its owner. It is six small interfaces
+// Backend is all that a node offers to its owner. It is seven small interfaces
 // in one; who needs less asks for less. The node implements it, Client speaks
 // it over the socket.
 type Backend interface {
@@ -15,6 +15,7 @@ type Backend interface {
 	Gatekeeper
 	Sharer
 	Host
+	Cooper
 }
 
 // Viewer reads the state of a node. Lists come in a stable order.

@@ -24,6 +24,7 @@ const (
 	CodeInviteInvalid     Code = "invite_invalid"     // the link is damaged or forged
 	CodeInviteExpired     Code = "invite_expired"     // the link has lapsed
 	CodeInviteOther       Code = "invite_other"       // the link is for another closed network
+	CodeRefused           Code = "refused"            // the community's ledger does not take it
 	CodeTooMany           Code = "too_many"           // a limit is reached
 	CodeNotFound          Code = "not_found"          // no such route in the API
 	CodeNotRunning        Code = "not_running"        // no node answers at the socket

@@ -146,6 +146,18 @@ var endpoints = []endpoint{
 		})},
 	{method: "POST", path: "/v1/vouchers/export", summary: "All vouchers as a file.", response: VoucherFile{}, changes: true,
 		serve: one(func(b Backend, r *http.Request) (VoucherFile, error) { return b.ExportVouchers(r.Context()) })},
+	{method: "GET", path: "/v1/coop", summary: "This node's community.", response: Coop{}, changes: true, // balances are the owner's
+		serve: one(func(b Backend, r *http.Request) (Coop, error) { return b.Coop(r.Context()) })},
+	{method: "POST", path: "/v1/coop/found", summary: "Found a community.", request: CoopFound{}, response: Coop{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req CoopFound) (Coop, error) { return b.FoundCoop(r.Context(), req) })},
+	{method: "POST", path: "/v1/coop/join", summary: "Follow a community's ledger.", request: CoopJoin{}, response: Coop{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req CoopJoin) (Coop, error) { return b.JoinCoop(r.Context(), req) })},
+	{method: "POST", path: "/v1/coop/tx", summary: "Sign and send a transaction.", request: CoopTx{}, response: CoopResult{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req CoopTx) (CoopResult, error) { return b.Transact(r.Context(), req) })},
+	{method: "POST", path: "/v1/coop/sponsor", summary: "Sign for a key that wants to become a member.", request: CoopSponsor{}, response: CoopWord{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req CoopSponsor) (CoopWord, error) {
+			return b.Sponsor(r.Context(), req)
+		})},
 }
 
 // shared fills in lists that are empty.
@@ -180,6 +192,9 @@ func handler(b Backend, log *slog.Logger, changes bool) http.Handler {
 				writeError(w, p)
 			}
 		})
+	}
+	if l, ok := b.(Ledger); ok && changes {
+		mux.Handle(LedgerPath+"/", http.StripPrefix(LedgerPath, l.LedgerHandler()))
 	}
 	mux.HandleFunc("GET /v1/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -51,6 +51,9 @@ type verbs struct {
 	Gateway  gatewayCmd  `cmd:"" help:"Share the internet: offer this device's line, or use another's."`
 	Meter    meterCmd    `cmd:"" help:"Show who carried what for whom."`
 	Guest    guestCmd    `cmd:"" help:"Show devices without Weft behind this node."`
+	Coop     coopCmd     `cmd:"" help:"The community: members, votes, bylaws, books."`
+	Wallet   walletCmd   `cmd:"" help:"Show and spend this node's money."`
+	Ledger   ledgerCmd   `cmd:"" help:"Show the state of the community's ledger."`
 	Voucher  voucherCmd  `cmd:"" help:"Make and manage vouchers that let guests in."`
 	Invite   inviteCmd   `cmd:"" help:"Make a link and a QR code with which others join."`
 	Join     joinCmd     `cmd:"" help:"Join with a link that someone made with weft invite."`

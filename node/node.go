@@ -73,6 +73,7 @@ type Node struct {
 	links    *link.Manager
 	ygg      *yggPlane // nil: off
 	sharing  *sharing
+	coop     *coop
 	device   tun.Device
 	mode     string // "tun" or "userspace"
 	net      network
@@ -148,6 +149,7 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 		services = append(services, n.ygg.serve)
 	}
 	services = append(services, n.sharing.services()...)
+	services = append(services, n.coop.serve)
 	if n.opt.World == nil {
 		more, err := n.listen()
 		if err != nil {
@@ -226,6 +228,9 @@ func (n *Node) compose() (err error) {
 			n.ygg.plane.Close()
 		}
 	}()
+	if n.coop, err = newCoop(n); err != nil {
+		return err
+	}
 	if n.sharing, err = newSharing(n); err != nil {
 		return err
 	}

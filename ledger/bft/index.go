@@ -54,7 +54,7 @@ func (x *index) add(b block) ([]bftclient.Result, error) {
 	defer w.Close()
 	var results []bftclient.Result
 	for i, p := range b.out.Postings {
-		j, err := json.Marshal(bftclient.Posting(p))
+		j, err := json.Marshal(bftclient.Posting{Height: p.Height, Time: p.Time, Tx: p.Tx, Account: p.Account, Amount: p.Amount, Memo: p.Memo})
 		if err != nil {
 			return nil, err
 		}

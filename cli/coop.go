@@ -1,0 +1,792 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"weft/api"
+	"weft/ident"
+	"weft/ledger"
+	"weft/ledger/bft/bftclient"
+	"weft/ledger/tx"
+)
+
+type coopCmd struct {
+	Status    coopStatusCmd    `cmd:"" default:"1" help:"Show this node's community."`
+	Found     coopFoundCmd     `cmd:"" help:"Found a community; its ledger is kept on this machine."`
+	Join      coopJoinCmd      `cmd:"" help:"Follow the ledger of a community that another node keeps."`
+	Sponsor   coopSponsorCmd   `cmd:"" help:"Sign for somebody who wants to become a member."`
+	Apply     coopApplyCmd     `cmd:"" help:"Ask to become a member, with a member's word."`
+	Vouch     coopVouchCmd     `cmd:"" help:"Speak for an applicant."`
+	Leave     coopLeaveCmd     `cmd:"" help:"End one's membership."`
+	Members   coopMembersCmd   `cmd:"" help:"Show members and applicants."`
+	Bylaws    coopBylawsCmd    `cmd:"" help:"Show the rules in force."`
+	Propose   coopProposeCmd   `cmd:"" help:"Put a question to the members."`
+	Proposals coopProposalsCmd `cmd:"" help:"Show the proposals and how they stand."`
+	Vote      coopVoteCmd      `cmd:"" help:"Vote on a proposal."`
+	Support   coopSupportCmd   `cmd:"" help:"Support a proposal before its vote."`
+	Withdraw  coopWithdrawCmd  `cmd:"" help:"Take back an own proposal."`
+	Delegate  coopDelegateCmd  `cmd:"" help:"Let another member vote for you."`
+	Books     coopBooksCmd     `cmd:"" help:"Show the funds and what the community has and owes."`
+}
+
+// ledger asks the community's ledger through the node.
+func (e *env) ledger() *bftclient.Client {
+	c, ok := e.node().(*api.Client)
+	if !ok {
+		panic("cli: the node is not reached by its socket")
+	}
+	return bftclient.Over(func(ctx context.Context) (net.Conn, error) { return c.DialLedger(ctx) }, api.LedgerPath)
+}
+
+// books reads the state of the ledger at its newest block.
+func (e *env) books(read func(m *ledger.Machine, now time.Time) error) error {
+	cl := e.ledger()
+	defer cl.Close()
+	s, err := cl.Status(e.ctx)
+	if err != nil {
+		return err
+	}
+	st, err := cl.State(e.ctx, s.Height)
+	if err != nil {
+		return err
+	}
+	m, err := ledger.New(st)
+	if err != nil {
+		return err
+	}
+	if err := read(m, time.Unix(s.Time, 0)); err != nil {
+		return err
+	}
+	return st.Err()
+}
+
+// send signs a transaction and tells what became of it.
+func (e *env) send(body tx.Body) (api.CoopResult, error) {
+	if err := tx.Check(body); err != nil {
+		return api.CoopResult{}, usageError{err}
+	}
+	r, err := e.node().Transact(e.ctx, api.CoopTx{Kind: uint16(body.Kind()), Body: tx.Encode(body)})
+	if err == nil && r.Code != 0 {
+		err = api.Errorf(api.CodeRefused, "the ledger refuses: %s", clean(r.Text))
+	}
+	return r, err
+}
+
+// did sends a transaction of which there is nothing to tell but that it is done.
+func (e *env) did(body tx.Body, format string, args ...any) error {
+	r, err := e.send(body)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(r)
+	}
+	e.say(format, args...)
+	return nil
+}
+
+// credits prints a sum of money.
+func credits(ncredit int64) string {
+	sign := ""
+	u := uint64(ncredit)
+	if ncredit < 0 {
+		sign, u = "-", -u
+	}
+	frac := fmt.Sprintf("%09d", u%1e9)
+	for len(frac) > 2 && frac[len(frac)-1] == '0' {
+		frac = frac[:len(frac)-1]
+	}
+	return fmt.Sprintf("%s%d.%s", sign, u/1e9, frac)
+}
+
+// parseCredits reads a sum of money.
+func parseCredits(s string) (int64, error) {
+	bad := fmt.Errorf("%q is no sum; written like 12.50", s)
+	whole, frac, _ := strings.Cut(strings.TrimSpace(s), ".")
+	if len(frac) > 9 || whole == "" && frac == "" || strings.ContainsAny(whole+frac, "+-") {
+		return 0, bad
+	}
+	n, err := strconv.ParseInt(cmp.Or(whole, "0")+frac+strings.Repeat("0", 9-len(frac)), 10, 64)
+	if err != nil || n > tx.MaxAmount {
+		return 0, bad
+	}
+	return n, nil
+}
+
+type coopStatusCmd struct{}
+
+func (c *coopStatusCmd) Run(e *env) error {
+	s, err := e.node().Coop(e.ctx)
+	if err != nil {
+		return err
+	}
+	return e.printCoop(s)
+}
+
+func (e *env) printCoop(s api.Coop) error {
+	if e.json {
+		return e.printJSON(s)
+	}
+	if s.State == "none" {
+		e.say("No community. %s", clean(s.Why))
+		return nil
+	}
+	e.say("Community  %s", clean(s.Chain))
+	switch s.State {
+	case "keeping":
+		e.say("Ledger     kept here, block %d of %s, %s%s", s.Height, s.Time.Local().Format("2006-01-02 15:04:05"), count(s.Validators, "validator"), map[bool]string{true: ", this one among them"}[s.Validating])
+	case "following":
+		e.say("Ledger     kept by %s, block %d of %s, %s", who(s.Name, s.Keeper), s.Height, s.Time.Local().Format("2006-01-02 15:04:05"), count(s.Validators, "validator"))
+	default:
+		e.say("Ledger     %s", s.State)
+	}
+	if s.Why != "" {
+		e.say("           %s", clean(s.Why))
+	}
+	if s.Verifying != "" {
+		e.say("           %s", clean(s.Verifying))
+	}
+	if s.Members > 0 {
+		e.say("Members    %d", s.Members)
+	}
+	if s.Member > 0 {
+		e.say("You        %s, member %d, %s", clean(s.Called), s.Member, s.Standing)
+	} else if s.Height > 0 {
+		e.say("You        no member yet. A member signs for your key (weft coop sponsor KEY), then: weft coop apply --name NAME WORD")
+	}
+	if s.Member > 0 {
+		e.say("Account    %s credits, %s more can be spent%s", credits(s.Balance), credits(s.Balance+s.Limit), map[bool]string{true: "", false: " (not verified yet)"}[s.Verified])
+	}
+	return nil
+}
+
+type coopFoundCmd struct {
+	Name     string   `required:"" help:"Of the community."`
+	Called   string   `help:"Your name in the register (default: the node's name)."`
+	Template string   `help:"Bylaws to begin with: us-coop, uk-cbs, guifi or block."`
+	Set      []string `sep:"none" placeholder:"RULE=VALUE" help:"A bylaw that differs; see: weft coop bylaws."`
+}
+
+func (c *coopFoundCmd) Run(e *env) error {
+	req := api.CoopFound{Name: c.Name, Called: c.Called, Template: c.Template, Settings: map[string]string{}}
+	for _, s := range c.Set {
+		name, value, ok := strings.Cut(s, "=")
+		if !ok {
+			return usageError{fmt.Errorf("--set %s: written like --set vote.window=604800", s)}
+		}
+		req.Settings[name] = value
+	}
+	if req.Called == "" {
+		s, err := e.node().Status(e.ctx)
+		if err != nil {
+			return err
+		}
+		if req.Called = s.Name; req.Called == "" {
+			return usageError{fmt.Errorf("say what you are called in the register: --called NAME")}
+		}
+	}
+	s, err := e.node().FoundCoop(e.ctx, req)
+	if err != nil {
+		return err
+	}
+	if err := e.printCoop(s); err != nil || e.json {
+		return err
+	}
+	e.say("\nThe community has begun. Others follow its ledger with: weft coop join NODE. To let somebody in: weft coop sponsor KEY")
+	return nil
+}
+
+type coopJoinCmd struct {
+	Node string `arg:"" help:"The node that keeps the ledger: name, id, key or address."`
+	Full bool   `help:"Keep the whole ledger here too; needed to become a validator."`
+}
+
+func (c *coopJoinCmd) Run(e *env) error {
+	s, err := e.node().JoinCoop(e.ctx, api.CoopJoin{Node: c.Node, Full: c.Full})
+	if err != nil {
+		return err
+	}
+	return e.printCoop(s)
+}
+
+type coopSponsorCmd struct {
+	Key  ident.PublicKey `arg:"" help:"Of who wants to become a member; they see it with: weft id."`
+	Days int             `default:"14" help:"For which the word holds."`
+}
+
+const wordPrefix = "weft-word:"
+
+func (c *coopSponsorCmd) Run(e *env) error {
+	w, err := e.node().Sponsor(e.ctx, api.CoopSponsor{Key: c.Key, Days: c.Days})
+	if err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint64(w.Sponsor[:], uint64(w.Until))
+	word := wordPrefix + base64.RawURLEncoding.EncodeToString(append(b, w.Word...))
+	if e.json {
+		return e.printJSON(map[string]any{"word": word, "sponsor": w.Sponsor, "until": w.Until})
+	}
+	e.say("%s", word)
+	fmt.Fprintf(e.err, "Give it to them; it is of use to that key alone, until %s. They run: weft coop apply --name NAME WORD\n", time.Unix(w.Until, 0).Local().Format("2006-01-02"))
+	return nil
+}
+
+type coopApplyCmd struct {
+	Word string `arg:"" help:"What a member's weft coop sponsor has printed."`
+	Name string `required:"" help:"Your name in the register."`
+	As   string `enum:"person,household,organisation" default:"person" help:"person, household or organisation; each has one vote."`
+}
+
+func (c *coopApplyCmd) Run(e *env) error {
+	text, ok := strings.CutPrefix(strings.TrimSpace(c.Word), wordPrefix)
+	b, err := base64.RawURLEncoding.DecodeString(text)
+	if !ok || err != nil || len(b) != 32+8+64 {
+		return usageError{fmt.Errorf("that is no word of a member; it begins with %s, and a member's weft coop sponsor prints it", wordPrefix)}
+	}
+	body := &tx.Apply{Called: c.Name, Sponsor: ident.PublicKey(b[:32]), Until: int64(binary.BigEndian.Uint64(b[32:])), Word: ident.Signature(b[40:])}
+	body.Form = map[string]tx.Form{"household": tx.Household, "organisation": tx.Organisation}[c.As]
+	if _, err := e.send(body); err != nil {
+		return err
+	}
+	s, err := e.node().Coop(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(s)
+	}
+	if s.Member > 0 {
+		e.say("Welcome: you are member %d.", s.Member)
+	} else {
+		e.say("The application stands. What is missing, the bylaws say (weft coop bylaws member): more members that vouch (weft coop vouch), or a vote.")
+	}
+	return nil
+}
+
+// findMember finds a member by number, key or name.
+func findMember(m *ledger.Machine, text string) (ledger.Member, error) {
+	if id, err := strconv.ParseUint(text, 10, 64); err == nil {
+		if mb, ok := m.Member(id); ok {
+			return mb, nil
+		}
+	}
+	if k, err := ident.ParsePublicKey(text); err == nil {
+		if mb, _, ok := m.MemberByKey(k); ok {
+			return mb, nil
+		}
+	}
+	var found []ledger.Member
+	m.Members(func(mb ledger.Member) bool {
+		if strings.EqualFold(mb.Name, text) {
+			found = append(found, mb)
+		}
+		return true
+	})
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return ledger.Member{}, fmt.Errorf("there is no member %q; see: weft coop members", text)
+	}
+	return ledger.Member{}, fmt.Errorf("%d members are called %q: name one by number; see: weft coop members", len(found), text)
+}
+
+type coopVouchCmd struct {
+	Applicant string `arg:"" help:"Name or key of the applicant."`
+	Undo      bool   `help:"Take a vouch back."`
+}
+
+func (c *coopVouchCmd) Run(e *env) error {
+	var keys []ident.PublicKey
+	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+		for _, a := range m.Applications() {
+			if strings.EqualFold(a.Name, c.Applicant) || a.Key.String() == c.Applicant {
+				keys = append(keys, a.Key)
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	if len(keys) != 1 {
+		return fmt.Errorf("%d applicants are called %q; see: weft coop members", len(keys), c.Applicant)
+	}
+	if c.Undo {
+		return e.did(&tx.Unvouch{Applicant: keys[0]}, "The vouch is taken back.")
+	}
+	return e.did(&tx.Vouch{Applicant: keys[0]}, "You vouch for %s.", clean(c.Applicant))
+}
+
+type coopLeaveCmd struct{}
+
+func (c *coopLeaveCmd) Run(e *env) error { return e.did(&tx.Leave{}, "You are no longer a member.") }
+
+type coopMembersCmd struct{}
+
+func (c *coopMembersCmd) Run(e *env) error {
+	return e.books(func(m *ledger.Machine, now time.Time) error {
+		var all []ledger.Member
+		m.Members(func(mb ledger.Member) bool { all = append(all, mb); return true })
+		apps := m.Applications()
+		if e.json {
+			return e.printJSON(map[string]any{"members": slices.Clip(all), "applications": slices.Clip(apps)})
+		}
+		t := columns(">NO", "NAME", "FORM", "STANDING", "CLASS", "SINCE", "KEY")
+		for _, mb := range all {
+			t.row(mb.ID, mb.Name, mb.Form, mb.State, mb.Class, time.Unix(mb.Joined, 0).Local().Format("2006-01-02"), mb.Key)
+		}
+		t.print(e.out)
+		if len(apps) > 0 {
+			e.say("")
+			t := columns("APPLICANT", "FORM", ">VOUCHES", "UNTIL", "KEY")
+			for _, a := range apps {
+				t.row(a.Name, a.Form, len(a.Vouches), time.Unix(a.Until, 0).Local().Format("2006-01-02"), a.Key)
+			}
+			t.print(e.out)
+			e.say("To speak for one: weft coop vouch NAME")
+		}
+		return nil
+	})
+}
+
+type coopBylawsCmd struct {
+	Prefix string `arg:"" optional:"" help:"Only rules whose name begins so, such as vote or tariff."`
+}
+
+func (c *coopBylawsCmd) Run(e *env) error {
+	return e.books(func(m *ledger.Machine, now time.Time) error {
+		p := m.Params()
+		if e.json {
+			out := map[string]string{}
+			for _, r := range p.List() {
+				if strings.HasPrefix(r.Name, c.Prefix) {
+					out[r.Name] = r.Text()
+				}
+			}
+			return e.printJSON(out)
+		}
+		t := columns("RULE", ">VALUE", "UNIT", "WHAT IT IS")
+		for _, r := range p.List() {
+			if strings.HasPrefix(r.Name, c.Prefix) {
+				t.row(r.Name, r.Text(), cmp.Or(r.Unit, strings.Join(r.Words, "|")), r.Doc)
+			}
+		}
+		t.print(e.out)
+		e.say("Version %d. To change a rule: weft coop propose --set RULE=VALUE", p.Version)
+		return nil
+	})
+}
+
+type coopProposeCmd struct {
+	Title     string   `help:"In a line."`
+	Text      string   `help:"Reasons."`
+	Set       []string `sep:"none" placeholder:"RULE=VALUE" help:"Rules to change; all of one kind, bylaws or tariff."`
+	Validator string   `placeholder:"KEY@NODE" help:"Make an engine a validator: its key, @, and the node that it runs on; see weft ledger status there."`
+	Operator  string   `help:"The member who runs it."`
+	Remove    string   `placeholder:"KEY" help:"Take a validator out."`
+	Treasurer string   `placeholder:"MEMBER" help:"Elect a treasurer."`
+	Admit     string   `placeholder:"APPLICANT" help:"Make an applicant a member."`
+	Suspend   string   `placeholder:"MEMBER" help:"Suspend a member."`
+	Days      uint32   `default:"30" help:"For so long."`
+	Expel     string   `placeholder:"MEMBER" help:"Expel a member."`
+	Reinstate string   `placeholder:"MEMBER" help:"End a suspension."`
+	Block     string   `placeholder:"NODE" help:"Let no member's node route for this node, a key."`
+	From      string   `help:"When it takes effect if it passes, like 2027-01-01; at once when left out."`
+}
+
+func (c *coopProposeCmd) Run(e *env) error {
+	body := &tx.Propose{Title: c.Title, Text: c.Text}
+	if c.From != "" {
+		at, err := time.ParseInLocation("2006-01-02", c.From, time.Local)
+		if err != nil {
+			return usageError{fmt.Errorf("--from %s: written like 2027-01-01", c.From)}
+		}
+		body.From = at.Unix()
+	}
+	if err := e.books(func(m *ledger.Machine, now time.Time) (err error) {
+		body.Action, err = c.action(e, m)
+		return err
+	}); err != nil {
+		return err
+	}
+	if body.Title == "" {
+		body.Title = describeAction(body.Action)
+	}
+	r, err := e.send(body)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(r)
+	}
+	id := "?"
+	if len(r.Data) == 8 {
+		id = fmt.Sprint(binary.BigEndian.Uint64(r.Data))
+	}
+	e.say("Proposal %s stands. How it goes: weft coop proposals. To vote: weft coop vote %s yes", id, id)
+	return nil
+}
+
+// action makes the one thing that the flags ask for.
+func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
+	var acts []tx.Action
+	var err error
+	member := func(text string) uint64 {
+		mb, ferr := findMember(m, text)
+		if ferr != nil {
+			err = cmp.Or(err, ferr)
+		}
+		return mb.ID
+	}
+	keyOf := func(text string) ident.PublicKey {
+		k, perr := ident.ParsePublicKey(text)
+		if perr != nil {
+			err = cmp.Or(err, error(usageError{fmt.Errorf("%q is no key of 64 hex digits", text)}))
+		}
+		return k
+	}
+	if len(c.Set) > 0 {
+		p := m.Params()
+		var settings []tx.Setting
+		kinds := map[tx.Decision]bool{}
+		for _, s := range c.Set {
+			name, value, ok := strings.Cut(s, "=")
+			rule, known := p.Find(name)
+			if !ok || !known {
+				return nil, usageError{fmt.Errorf("--set %s: there is no such rule; see: weft coop bylaws", s)}
+			}
+			if err := p.Set(name, value); err != nil {
+				return nil, usageError{err}
+			}
+			kinds[rule.Class] = true
+			settings = append(settings, tx.Setting{Name: name, Value: value})
+		}
+		switch {
+		case len(kinds) > 1:
+			return nil, usageError{fmt.Errorf("bylaws and tariff are decided apart: make two proposals")}
+		case kinds[tx.DecideTariff]:
+			acts = append(acts, &tx.ActTariff{Settings: settings})
+		default:
+			acts = append(acts, &tx.ActBylaws{Settings: settings})
+		}
+	}
+	if c.Validator != "" {
+		k, node, ok := strings.Cut(c.Validator, "@")
+		if !ok {
+			return nil, usageError{fmt.Errorf("--validator %s: written like KEY@NODEKEY; weft ledger status on that machine shows both", c.Validator)}
+		}
+		acts = append(acts, &tx.ActValidators{Changes: []tx.ValidatorChange{{Key: keyOf(k), Operator: member(c.Operator), Node: keyOf(node)}}})
+	}
+	if c.Remove != "" {
+		acts = append(acts, &tx.ActValidators{Changes: []tx.ValidatorChange{{Key: keyOf(c.Remove), Remove: true}}})
+	}
+	if c.Treasurer != "" {
+		acts = append(acts, &tx.ActElection{Member: member(c.Treasurer)})
+	}
+	if c.Admit != "" {
+		for _, a := range m.Applications() {
+			if strings.EqualFold(a.Name, c.Admit) || a.Key.String() == c.Admit {
+				acts = append(acts, &tx.ActAdmission{Applicant: a.Key})
+			}
+		}
+		if len(acts) == 0 {
+			return nil, fmt.Errorf("there is no applicant %q; see: weft coop members", c.Admit)
+		}
+	}
+	for _, s := range []struct {
+		who  string
+		step tx.Step
+	}{{c.Suspend, tx.Suspend}, {c.Expel, tx.Expel}, {c.Reinstate, tx.Reinstate}} {
+		if s.who != "" {
+			a := &tx.ActStanding{Member: member(s.who), Step: s.step}
+			if s.step == tx.Suspend {
+				a.Days = c.Days
+			}
+			acts = append(acts, a)
+		}
+	}
+	if c.Block != "" {
+		acts = append(acts, &tx.ActBlock{Changes: []tx.BlockChange{{Node: keyOf(c.Block)}}})
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(acts) > 1:
+		return nil, usageError{fmt.Errorf("one proposal decides one thing: make %d", len(acts))}
+	case len(acts) == 1:
+		return acts[0], nil
+	case c.Title == "":
+		return nil, usageError{fmt.Errorf("say what is to be decided: --title for a text, --set for a rule, or another; see: weft coop propose --help")}
+	}
+	return &tx.ActText{}, nil
+}
+
+func describeAction(a tx.Action) string {
+	switch a := a.(type) {
+	case *tx.ActBylaws:
+		return "Set " + settingsText(a.Settings)
+	case *tx.ActTariff:
+		return "Set " + settingsText(a.Settings)
+	case nil:
+		return ""
+	}
+	return "Decide on " + a.Decision().String()
+}
+
+func settingsText(l []tx.Setting) string {
+	var parts []string
+	for _, s := range l {
+		parts = append(parts, s.Name+" = "+s.Value)
+	}
+	s := strings.Join(parts, ", ")
+	return s[:min(len(s), 90)]
+}
+
+type coopProposalsCmd struct {
+	ID uint64 `arg:"" optional:"" help:"Show this one in full."`
+}
+
+func (c *coopProposalsCmd) Run(e *env) error {
+	return e.books(func(m *ledger.Machine, now time.Time) error {
+		type row struct {
+			Proposal ledger.Proposal
+			Progress ledger.Progress
+			Decision string
+		}
+		var rows []row
+		m.Proposals(func(p ledger.Proposal, g ledger.Progress) bool {
+			if c.ID == 0 || p.ID == c.ID {
+				rows = append(rows, row{p, g, p.Action.Decision().String()})
+			}
+			return len(rows) < 50
+		})
+		if e.json {
+			return e.printJSON(rows)
+		}
+		if len(rows) == 0 {
+			e.say("There is no proposal. To make one: weft coop propose --help")
+			return nil
+		}
+		t := columns(">NO", "TITLE", "KIND", "STAGE", ">YES", ">NO", ">ABSTAIN", ">OF", ">QUORUM", "CLOSES")
+		for _, r := range rows {
+			g := r.Progress
+			closes := g.Closes
+			if closes == 0 {
+				closes = g.Opens
+			}
+			t.row(r.Proposal.ID, r.Proposal.Title, r.Decision, g.Stage, g.Yes, g.No, g.Abstain, g.Eligible, g.Quorum, time.Unix(closes, 0).Local().Format("2006-01-02 15:04"))
+		}
+		t.print(e.out)
+		if c.ID != 0 && rows[0].Proposal.Text != "" {
+			e.say("\n%s", clean(rows[0].Proposal.Text))
+		}
+		return nil
+	})
+}
+
+type coopVoteCmd struct {
+	Proposal uint64 `arg:"" help:"Its number."`
+	Choice   string `arg:"" enum:"yes,no,abstain" help:"yes, no or abstain; it can be changed until the vote closes."`
+}
+
+func (c *coopVoteCmd) Run(e *env) error {
+	choice := map[string]tx.Choice{"yes": tx.Yes, "no": tx.No, "abstain": tx.Abstain}[c.Choice]
+	return e.did(&tx.Vote{Proposal: c.Proposal, Choice: choice}, "Your vote on proposal %d is %s. It can be changed until the vote closes.", c.Proposal, c.Choice)
+}
+
+type coopSupportCmd struct {
+	Proposal uint64 `arg:"" help:"Its number."`
+}
+
+func (c *coopSupportCmd) Run(e *env) error {
+	return e.did(&tx.Support{Proposal: c.Proposal}, "You support proposal %d.", c.Proposal)
+}
+
+type coopWithdrawCmd struct {
+	Proposal uint64 `arg:"" help:"Its number."`
+}
+
+func (c *coopWithdrawCmd) Run(e *env) error {
+	return e.did(&tx.Withdraw{Proposal: c.Proposal}, "Proposal %d is withdrawn.", c.Proposal)
+}
+
+type coopDelegateCmd struct {
+	Member string `arg:"" help:"Who votes for you; nobody takes it back."`
+	On     string `help:"Only on this kind of decision, such as tariff."`
+}
+
+func (c *coopDelegateCmd) Run(e *env) error {
+	body := &tx.Delegate{}
+	if c.On != "" {
+		d, err := tx.ParseDecision(c.On)
+		if err != nil {
+			return usageError{err}
+		}
+		body.On = d
+	}
+	if c.Member != "nobody" {
+		if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+			mb, err := findMember(m, c.Member)
+			body.To = mb.ID
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return e.did(body, "%s votes for you where you do not vote yourself.", clean(c.Member))
+}
+
+type coopBooksCmd struct{}
+
+func (c *coopBooksCmd) Run(e *env) error {
+	return e.books(func(m *ledger.Machine, now time.Time) error {
+		s, funds := m.Sheet(), m.Funds()
+		if e.json {
+			return e.printJSON(map[string]any{"sheet": s, "funds": funds})
+		}
+		t := columns("FUND", ">CREDITS")
+		for _, f := range funds {
+			t.row(f.Name, credits(f.Balance))
+		}
+		t.print(e.out)
+		e.say("\nIn cash and banks %s, lent to members %s, owed %s; in funds %s.", credits(s.Cash), credits(s.Lent), credits(s.Owed), credits(s.Funds))
+		return nil
+	})
+}
+
+type walletCmd struct {
+	Status walletStatusCmd `cmd:"" default:"1" help:"Show what there is and what can be spent."`
+	Send   walletSendCmd   `cmd:"" help:"Give money to another member."`
+	Log    walletLogCmd    `cmd:"" help:"Show what came and went."`
+}
+
+type walletStatusCmd struct{}
+
+func (c *walletStatusCmd) Run(e *env) error {
+	s, err := e.node().Coop(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(s)
+	}
+	if s.Member == 0 {
+		return e.printCoop(s)
+	}
+	e.say("Balance    %s credits", credits(s.Balance))
+	e.say("Credit     %s, as the community grants", credits(s.Limit))
+	e.say("To spend   %s", credits(s.Balance+s.Limit))
+	return e.books(func(m *ledger.Machine, now time.Time) error {
+		pays, earns := m.Tabs(s.Member)
+		price := m.Params().PriceCap
+		if price > 0 && s.Balance+s.Limit > 0 {
+			e.say("           about %s at the highest price that a gateway may ask", size(uint64(s.Balance+s.Limit)/uint64(price)<<20))
+		}
+		if len(pays)+len(earns) > 0 {
+			t := columns("TAB", "WITH MEMBER", ">SET ASIDE", ">CLAIMED", "UNTIL")
+			for _, x := range pays {
+				t.row("to pay", x.PayeeID, credits(x.Earmark), credits(x.Claimed), time.Unix(x.Expiry, 0).Local().Format("2006-01-02"))
+			}
+			for _, x := range earns {
+				t.row("to earn", x.PayerID, credits(x.Earmark), credits(x.Claimed), time.Unix(x.Expiry, 0).Local().Format("2006-01-02"))
+			}
+			t.print(e.out)
+		}
+		return nil
+	})
+}
+
+type walletSendCmd struct {
+	To     string `arg:"" help:"Member: number, name or key."`
+	Amount string `arg:"" help:"Credits, such as 12.50."`
+	Memo   string `arg:"" optional:"" help:"What for."`
+}
+
+func (c *walletSendCmd) Run(e *env) error {
+	amount, err := parseCredits(c.Amount)
+	if err != nil {
+		return usageError{err}
+	}
+	body := &tx.Transfer{Amount: amount, Memo: c.Memo}
+	name := c.To
+	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+		mb, err := findMember(m, c.To)
+		body.To, name = mb.Key, mb.Name
+		return err
+	}); err != nil {
+		return err
+	}
+	return e.did(body, "%s credits are with %s.", credits(amount), clean(name))
+}
+
+type walletLogCmd struct {
+	Limit int `default:"50" help:"How many lines."`
+}
+
+func (c *walletLogCmd) Run(e *env) error {
+	s, err := e.node().Coop(e.ctx)
+	if err != nil {
+		return err
+	}
+	if s.Member == 0 {
+		return e.printCoop(s)
+	}
+	cl := e.ledger()
+	defer cl.Close()
+	p, err := cl.Postings(e.ctx, fmt.Sprintf("member:%d", s.Member), 0, c.Limit)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(p)
+	}
+	t := columns("WHEN", ">CREDITS", "WHAT")
+	for _, x := range p.List {
+		t.row(time.Unix(x.Time, 0).Local().Format("2006-01-02 15:04"), credits(x.Amount), x.Memo)
+	}
+	t.print(e.out)
+	return nil
+}
+
+type ledgerStatusCmd struct{}
+
+func (c *ledgerStatusCmd) Run(e *env) error {
+	cl := e.ledger()
+	defer cl.Close()
+	s, err := cl.Status(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		return e.printJSON(s)
+	}
+	e.say("Chain      %s, rules %d", clean(s.Chain), s.Rules)
+	e.say("Block      %d of %s, %s", s.Height, time.Unix(s.Time, 0).Local().Format("2006-01-02 15:04:05"), s.Hash)
+	e.say("Engine     %s, key %s%s", s.ID, s.Key, map[bool]string{true: ", a validator"}[s.Validating])
+	e.say("Waiting    %s", count(s.Waiting, "transaction"))
+	if s.CatchingUp {
+		e.say("           catching up with the others")
+	}
+	if s.Halted != "" {
+		e.say("           halted: %s", clean(s.Halted))
+	}
+	t := columns("VALIDATOR", "OPERATOR", "NODE", ">POWER", "")
+	for _, v := range s.Validators {
+		note := map[bool]string{true: "this one", false: " "}[v.Self]
+		if !v.Self && !v.Reachable {
+			note = "not reached"
+		}
+		t.row(v.Key, fmt.Sprintf("member %d", v.Operator), v.Node, v.Power, note)
+	}
+	t.print(e.out)
+	return nil
+}
