@@ -383,11 +383,11 @@ func (n *Node) FoundCoop(ctx context.Context, r api.CoopFound) (api.Coop, error)
 	now := time.Now()
 	g := ledger.Genesis{Chain: fmt.Sprintf("%s-%s", name, now.UTC().Format("20060102")), Time: now.Unix(),
 		Founders: []ledger.Founder{{Key: n.self, Name: r.Called}}}
-	settings, err := settingsOf(r.Template, r.Settings)
+	settings, rules, err := settingsOf(r.Template, r.Settings)
 	if err != nil {
 		return bad("%v", err)
 	}
-	g.Settings = settings
+	g.Settings, g.Founders[0].Limit = settings, rules.CreditFull
 	if err := tx.Check(&g); err != nil {
 		return bad("%v", err)
 	}
@@ -636,7 +636,7 @@ func (n *Node) Sponsor(_ context.Context, r api.CoopSponsor) (api.CoopWord, erro
 func (n *Node) LedgerHandler() http.Handler { return n.coop.http }
 
 // settingsOf are the bylaws of a template with changes.
-func settingsOf(template string, changes map[string]string) ([]tx.Setting, error) {
+func settingsOf(template string, changes map[string]string) ([]tx.Setting, ledger.Params, error) {
 	p := ledger.DefaultParams()
 	var out []tx.Setting
 	set := func(name, value string) error {
@@ -653,11 +653,11 @@ func settingsOf(template string, changes map[string]string) ([]tx.Setting, error
 			for _, t := range ledger.Templates() {
 				names = append(names, t.Name)
 			}
-			return nil, fmt.Errorf("there is no template %q; there are: %s", template, strings.Join(names, ", "))
+			return nil, p, fmt.Errorf("there is no template %q; there are: %s", template, strings.Join(names, ", "))
 		}
 		for _, s := range t.Settings() {
 			if err := set(s.Name, s.Value); err != nil {
-				return nil, err
+				return nil, p, err
 			}
 		}
 	}
@@ -668,8 +668,8 @@ func settingsOf(template string, changes map[string]string) ([]tx.Setting, error
 	slices.Sort(names)
 	for _, name := range names {
 		if err := set(name, changes[name]); err != nil {
-			return nil, err
+			return nil, p, err
 		}
 	}
-	return out, p.Check()
+	return out, p, p.Check()
 }

@@ -158,7 +158,7 @@ func (c *Config) comet(fresh bool) *config.Config {
 	cc.P2P.HandshakeTimeout = 10 * time.Second
 	cc.P2P.FlushThrottleTimeout = 5 * time.Millisecond
 
-	cc.Mempool.MaxTxBytes, cc.Mempool.MaxTxsBytes, cc.Mempool.Size = MaxTxBytes, MaxPoolBytes, MaxPoolTxs
+	cc.Mempool.MaxTxBytes, cc.Mempool.MaxTxsBytes, cc.Mempool.Size = MaxTxBytes, 2*MaxPoolBytes, 2*MaxPoolTxs // never reached: see CheckTx
 
 	cc.Consensus.CreateEmptyBlocks = false
 	cc.Consensus.CreateEmptyBlocksInterval = c.Heartbeat
@@ -501,7 +501,7 @@ func (e *engine) reindex(ctx context.Context) error {
 func (e *engine) status() bftclient.Status {
 	store, sw := e.node.BlockStore(), e.node.Switch()
 	s := bftclient.Status{
-		Chain: e.genesis.Chain, Pid: os.Getpid(), ID: string(idOf(e.key)), Key: e.key, Height: store.Height(), Base: store.Base(),
+		Chain: e.genesis.Chain, Pid: os.Getpid(), ID: string(idOf(e.key)), Key: e.key, Height: min(store.Height(), e.app.height()), Base: store.Base(),
 		CatchingUp: e.node.ConsensusReactor().WaitSync(), Waiting: e.node.Mempool().Size(), Peers: []string{},
 	}
 	if m := store.LoadBlockMeta(s.Height); m != nil {
