@@ -37,19 +37,21 @@ type App struct {
 	log   *slog.Logger
 	index *index
 
-	mu      sync.Mutex
-	db      dbm.DB
-	tree    *iavl.MutableTree
-	machine *ledger.Machine
-	head    ledger.Header // the newest block
-	pool    *ledger.Pool
-	done    block // executed, not committed
-	halted  string
-	waiting map[[32]byte][]chan bftclient.Result
-	allowed map[p2p.ID]bool                       // peers that may connect
-	keep    func(now time.Time, head int64) int64 // first block to keep
-	restore *restore
-	snaps   *snapshots
+	mu          sync.Mutex
+	db          dbm.DB
+	tree        *iavl.MutableTree
+	machine     *ledger.Machine
+	head        ledger.Header // the newest block
+	pool        *ledger.Pool
+	pooled      int // transactions that wait, as far as they have been judged since the newest block, and their bytes
+	pooledBytes int
+	done        block // executed, not committed
+	halted      string
+	waiting     map[[32]byte][]chan bftclient.Result
+	allowed     map[p2p.ID]bool                       // peers that may connect
+	keep        func(now time.Time, head int64) int64 // first block to keep
+	restore     *restore
+	snaps       *snapshots
 	// propose chooses what goes into a block: Machine.Propose, but for liars in tests.
 	propose func(h ledger.Header, txs [][]byte, most int) [][]byte
 }
@@ -156,7 +158,14 @@ func (a *App) CheckTx(_ context.Context, r *abci.RequestCheckTx) (*abci.Response
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	// Comet itself would drop a transaction that it has no room for after the ledger has taken it, without a word to the sender.
+	if r.Type == abci.CheckTxType_New && (a.pooled >= MaxPoolTxs || a.pooledBytes+len(r.Tx) > MaxPoolBytes) {
+		return &abci.ResponseCheckTx{Code: uint32(ledger.CodeTooMany), Log: "too many transactions wait for a block; send it again in a minute"}, nil
+	}
 	res := a.pool.Take(r.Tx)
+	if res.Code == ledger.OK {
+		a.pooled, a.pooledBytes = a.pooled+1, a.pooledBytes+len(r.Tx)
+	}
 	return &abci.ResponseCheckTx{Code: uint32(res.Code), Log: res.Text, Data: res.Data, GasWanted: 1}, nil
 }
 
@@ -244,7 +253,7 @@ func (a *App) Commit(context.Context, *abci.RequestCommit) (*abci.ResponseCommit
 		return nil, fmt.Errorf("the state's version is %d at height %d", v, a.done.Height)
 	}
 	a.head = ledger.Header{Height: v, Time: a.done.Time}
-	a.pool = a.machine.Pool(a.head)
+	a.pool, a.pooled, a.pooledBytes = a.machine.Pool(a.head), 0, 0 // Comet has all that wait judged again now
 	for _, r := range results {
 		for _, c := range a.waiting[r.Hash] {
 			c <- r // has room for one

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -23,9 +24,13 @@ import (
 // TestMain is also the engine's process for TestKill.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("BFT_CHILD"); dir != "" {
+		beat := time.Minute
+		if s := os.Getenv("BFT_BEAT"); s != "" {
+			beat, _ = time.ParseDuration(s)
+		}
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		if err := Run(bftclient.Child(ctx, os.Stdin), Config{Dir: dir, Listen: netip.MustParseAddrPort(os.Getenv("BFT_LISTEN")), Heartbeat: time.Minute}); err != nil {
+		if err := Run(bftclient.Child(ctx, os.Stdin), Config{Dir: dir, Listen: netip.MustParseAddrPort(os.Getenv("BFT_LISTEN")), Peers: strings.Fields(os.Getenv("BFT_PEERS")), Heartbeat: beat}); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

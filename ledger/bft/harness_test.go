@@ -7,10 +7,13 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -94,13 +97,31 @@ type peer struct {
 	client *bftclient.Client
 	cancel context.CancelFunc
 	done   chan error
+	apart  bool // in a process of its own
+	pid    int
 }
 
 func (p *peer) start() {
 	p.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel, p.done = cancel, make(chan error, 1)
-	go func() { p.done <- Run(ctx, p.cfg) }()
+	if p.apart {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "BFT_CHILD="+p.cfg.Dir, "BFT_LISTEN="+p.cfg.Listen.String(), "BFT_PEERS="+strings.Join(p.cfg.Peers, " "))
+		cmd.Stderr = os.Stderr
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			p.t.Fatal(err)
+		}
+		p.pid = cmd.Process.Pid
+		go func() { <-ctx.Done(); in.Close() }()
+		go func() { p.done <- cmd.Wait() }()
+	} else {
+		go func() { p.done <- Run(ctx, p.cfg) }()
+	}
 	p.client = bftclient.New(p.cfg.Dir)
 	eventually(p.t, 20*time.Second, "the engine's socket", func() error {
 		select {
@@ -186,13 +207,15 @@ func (p *peer) final(raw []byte) bftclient.Result {
 	return r
 }
 
+// freePort is below the ports that the system takes for outgoing connections, or one of those would take it before the engine does.
 func freePort(t testing.TB) netip.AddrPort {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for {
+		at := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(12000+rand.IntN(18000)))
+		if l, err := net.Listen("tcp", at.String()); err == nil {
+			l.Close()
+			return at
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
 func testLog(t testing.TB, name string) *slog.Logger {
