@@ -347,7 +347,7 @@ func (p *Pay) View(now time.Time) View {
 	}
 	for _, d := range p.debits {
 		a := AccountView{Role: Payer, ID: d.ID, State: d.status.State, Price: d.Quote.Price, Refused: uint32(d.refused), Owed: d.owed(), Claimed: d.claimed(now), Bytes: d.Bytes,
-			Paid: d.Signed, Exposure: d.status.Exposure, Gap: d.gap, Dry: d.dry}
+			Paid: d.Signed, Exposure: d.status.Exposure, Gap: d.gap, Dry: d.Quote.Price > 0 && v.Spent >= v.Budget}
 		if d.tab != nil {
 			a.Tab, a.Left = d.Tab, d.Tab.Earmark-d.Voucher.Amount
 			a.LeftBytes = buys(a.Left, a.Price)

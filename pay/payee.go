@@ -107,6 +107,7 @@ type credit struct {
 	number     uint32
 	statusAt   time.Time
 	statusOwed int64
+	repeats    uint // since it changed
 	answer     bool // a status is due whatever has changed
 	lateSince  time.Time
 	receiptAt  time.Time
@@ -303,6 +304,8 @@ func (p *Pay) statusLocked(c *credit, t *Tariff, owed, limit int64, now time.Tim
 		wait = statusMin
 	case owed > 0 && changed:
 		wait = statusSlow
+	case owed > 0: // the last one may be lost, or the payer cannot pay now
+		wait = statusSlow << min(c.repeats, 10)
 	}
 	if c.state == Free && !c.answer || wait < 0 || now.Sub(c.statusAt) < wait && !c.statusAt.IsZero() {
 		return
@@ -325,6 +328,9 @@ func (p *Pay) statusLocked(c *credit, t *Tariff, owed, limit int64, now time.Tim
 	}
 	if c.gap {
 		m.Asks |= AskMeter
+	}
+	if c.repeats++; changed {
+		c.repeats = 0
 	}
 	c.number++
 	m.Number = c.number

@@ -59,7 +59,6 @@ type debit struct {
 	writtenAt       time.Time
 
 	echoes, quoting, receipts bucket
-	dry                       bool // the budget is used up
 }
 
 // offered is a quote and when it came, by the own clock.
@@ -222,7 +221,6 @@ func (p *Pay) payableLocked(d *debit, now time.Time) int64 {
 	}
 	n := min(d.claimed(now), own)
 	left := p.wallet.Budget - p.spent.in(now)
-	d.dry = n > 0 && left <= 0
 	return max(0, min(n, left, d.Tab.Earmark-d.Voucher.Amount))
 }
 

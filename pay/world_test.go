@@ -327,6 +327,7 @@ type flow struct {
 
 type world struct {
 	t     testing.TB
+	began time.Time
 	now   time.Time
 	peers []*peer
 	flows []*flow
@@ -342,6 +343,7 @@ const step = 250 * time.Millisecond
 
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, now: time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC), rng: rand.New(rand.NewPCG(1, 2)), tar: DefaultTariff()}
+	w.began = w.now
 	w.chain = &chain{w: w, tabs: map[tx.TabID]*tx.Tab{}, balance: map[ident.PublicKey]int64{}, limit: map[ident.PublicKey]int64{}, paid: map[ident.PublicKey]int64{}}
 	return w
 }
@@ -507,12 +509,16 @@ func (f *flow) promised() int64 {
 	return n + c.Paid
 }
 
-// checkPayee holds the payee's loss against the bound: all that was carried at the full rate and is not promised.
+// checkPayee holds the payee's loss against the bound: all that was carried and is neither promised nor what the free tier would have carried.
 func (f *flow) checkPayee(exposure uint64, trust int64) {
 	w := f.payer.w
 	w.t.Helper()
 	price := f.payee.price[f.service]
-	unpaid := Cost(f.full, price) - f.promised()
+	c := f.credit()
+	unpaid := Cost(f.full+f.slow, price) - f.promised() - c.Forgiven.Amount
+	if free := Cost(freeBytes(w.tar.FreeKbit, w.now.Sub(w.began)+time.Second), price); c.Forgiven.Amount > free {
+		w.t.Errorf("forgiven %d, the free tier would have carried %d", c.Forgiven.Amount, free)
+	}
 	bound := max(Cost(exposure, price), trust) + Cost(uint64(float64(f.rate)*(DetectTime+ShapeTime+step).Seconds()), price)
 	if unpaid > bound {
 		w.t.Errorf("the payee loses %d ncredit, the bound is %d (%d bytes at the full rate, %d at the free tier, promised %d)", unpaid, bound, f.full, f.slow, f.promised())
