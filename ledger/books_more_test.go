@@ -369,3 +369,122 @@ func BenchmarkYear10000(b *testing.B) {
 		}
 	}
 }
+
+// Interest is on what was held all through the year, whatever was bought or redeemed while its books were still open.
+func TestInterestOnWhatWasHeld(t *testing.T) {
+	s := newShop(t, 2, append(plain, "member.share=1000000000", "surplus.interest=100")...)
+	s.pay(2, 100*credit)
+	s.must(2, &tx.BuyShares{Count: 40})
+	s.endYear() // well into the second year
+	s.must(2, &tx.RedeemShares{Count: 10})
+	s.must(2, &tx.BuyShares{Count: 20})
+	s.surplus(50)
+	p, _ := s.m.Period(2)
+	s.block(p.End + day - s.now)
+	s.must(2, &tx.RedeemShares{Count: 45})
+	s.must(2, &tx.BuyShares{Count: 30})
+	s.block(61 * day)
+	s.rest()
+	if p, _ = s.m.Period(2); p.State != PeriodFinished || p.Interest != 3*credit {
+		t.Errorf("interest %d in a year in which 30 shares were held throughout", p.Interest)
+	}
+	s.surplus(50)
+	if p = s.endYear(); p.Interest != credit/2 {
+		t.Errorf("interest %d in a year that 5 shares outlasted", p.Interest)
+	}
+	s.mustAudit()
+}
+
+// An entry of who is not treasurer any more is void.
+func TestAuthorOutOfOffice(t *testing.T) {
+	s := newShop(t, 3, "treasury.two_person=1000000000")
+	id := s.must(1, &tx.Deposit{Member: 3, Amount: 5 * credit, Reference: "x"})
+	s.vote(&tx.ActElection{Member: 2})
+	s.vote(&tx.ActElection{Member: 1, Remove: true})
+	s.refuse(CodeState, 2, &tx.Countersign{Entry: id})
+	s.refuse(CodeForbid, 1, &tx.Deposit{Member: 3, Amount: 1, Reference: "x"})
+	if e, _ := s.m.Entry(id); s.own(3) != 0 || s.m.MayCountersign(e, 1, s.now) {
+		t.Error("it was carried out")
+	}
+	s.must(2, &tx.Cancel{Entry: id, Reason: "void"})
+	// Who the bylaws name may sign besides treasurers; then nobody else may.
+	s.vote(&tx.ActBylaws{Settings: []tx.Setting{{Name: "treasury.witness", Value: "3"}}})
+	id = s.must(2, &tx.Deposit{Member: 3, Amount: 5 * credit, Reference: "x"})
+	s.refuse(CodeForbid, 1, &tx.Countersign{Entry: id})
+	s.must(3, &tx.Countersign{Entry: id})
+	s.mustAudit()
+}
+
+// A loss with others is made good by later business with others, never by members.
+func TestLossWithOthers(t *testing.T) {
+	s := newShop(t, 2, plain...)
+	s.surplus(10, 20)
+	b := s.measure(&tx.NewBudget{Fund: FundOperating, Amount: 100 * credit, Cost: true, Business: tx.WithOthers, Class: 1, Purpose: "guests"})
+	s.must(1, &tx.Spend{Budget: b, Amount: 8 * credit, Reference: "x"})
+	p := s.endYear()
+	if p.Others != -8*credit || p.Allocated != 30*credit || s.in(FundReserve) != 0 {
+		t.Errorf("%+v", p)
+	}
+	s.must(1, &tx.Deposit{Fund: FundOperating, Class: 1, Amount: 11 * credit, Reference: "vouchers"})
+	if p = s.endYear(); p.Others != 11*credit || p.Allocated != 0 || s.in(FundReserve) != 3*credit {
+		t.Errorf("%+v %d", p, s.in(FundReserve))
+	}
+	s.mustAudit()
+}
+
+func TestMeasuresRefused(t *testing.T) {
+	s := newShop(t, 1)
+	line := tx.SetLine{Called: "x", Class: 1, Fund: FundOperating}
+	for _, c := range []struct {
+		want Code
+		m    tx.Measure
+	}{
+		{CodeUnknown, &tx.NewBudget{Fund: 99, Amount: 1, Purpose: "x"}},
+		{CodeUnknown, &tx.NewBudget{Fund: FundClearing, Amount: 1, Purpose: "x"}},
+		{CodeValue, &tx.NewBudget{Fund: 1, Purpose: "x"}},
+		{CodeValue, &tx.NewBudget{Fund: 1, Amount: 1}},
+		{CodeValue, &tx.NewBudget{Fund: 1, Amount: 1, Purpose: "x", Until: 5}},
+		{CodeValue, &tx.NewBudget{Fund: FundReserve, Amount: 1, Purpose: "x", Cost: true}},
+		{CodeUnknown, &tx.NewBudget{Fund: 1, Amount: 1, Purpose: "x", Member: 9}},
+		{CodeValue, &tx.NewFund{}},
+		{CodeUnknown, &tx.MoveFund{From: 1, To: 1, Amount: 1, Why: "x"}},
+		{CodeForbid, &tx.MoveFund{From: FundShares, To: 1, Amount: 1, Why: "x"}},
+		{CodeValue, &tx.MoveFund{From: 1, To: 2, Why: "x"}},
+		{CodeFunds, &tx.MoveFund{From: 1, To: 2, Amount: 1, Why: "x"}},
+		{CodeValue, &tx.SetLine{Called: "x", Class: 1, Fund: FundReserve}},
+		{CodeValue, &tx.SetLine{Class: 1, Fund: FundOperating}},
+		{CodeUnknown, &tx.SetLine{Line: 4, Called: "x", Class: 1, Fund: FundOperating}},
+		{CodeValue, &tx.SetLine{Called: "x", Class: 1, Fund: FundOperating, Blocks: []tx.Block{{Bytes: 1}}}},
+		{CodeValue, &tx.SetLine{Called: "x", Class: 1, Fund: FundOperating, Blocks: []tx.Block{{}, {}}}},
+	} {
+		b, err := tx.EncodeMeasure(c.m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.refuse(c.want, 1, &tx.Propose{Title: "x", Action: &tx.ActBudget{Measure: b}})
+	}
+	s.measure(&line)
+	line.Line, line.Class = 1, 2
+	b, _ := tx.EncodeMeasure(&line)
+	s.refuse(CodeForbid, 1, &tx.Propose{Title: "x", Action: &tx.ActBudget{Measure: b}})
+	// A voted fund, money moved into it, and a shared bill of one.
+	s.measure(&tx.NewFund{Called: "roof"})
+	s.must(1, &tx.Deposit{Fund: FundOperating, Amount: 9 * credit, Reference: "a gift"})
+	s.measure(&tx.MoveFund{From: FundOperating, To: FirstVoted, Amount: 4 * credit, Why: "the roof"})
+	if s.in(FirstVoted) != 4*credit || s.in(FundOperating) != 5*credit {
+		t.Error(s.m.Funds())
+	}
+	s.refuse(CodeUnknown, 1, &tx.Charge{Member: 1, Line: 0, Times: 1})
+	s.refuse(CodeUnknown, 1, &tx.Charge{Member: 5, Line: 1, Times: 1})
+	s.refuse(CodeValue, 1, &tx.Charge{Member: 1, Line: 1, Times: 1})
+	s.refuse(CodeUnknown, 1, &tx.ShareBill{Line: 1, Bill: 1, Parts: []tx.Part{{Member: 1}}})
+	s.measure(&tx.SetLine{Called: "upstream", Class: 1, Fund: FundUpstream, Shared: true, Cap: 3 * credit})
+	s.refuse(CodeValue, 1, &tx.ShareBill{Line: 2, Bill: 4 * credit, Parts: []tx.Part{{Member: 1}}})
+	s.refuse(CodeState, 1, &tx.ShareBill{Line: 2, Bill: 1, Parts: []tx.Part{{Member: 7}}})
+	s.refuse(CodeValue, 1, &tx.ShareBill{Line: 2, Bill: 3, Parts: []tx.Part{{Member: 1}, {Member: 1}}})
+	s.must(1, &tx.ShareBill{Line: 2, Bill: 3 * credit, Equal: credit, Parts: []tx.Part{{Member: 1}}, Memo: "May"})
+	if a := s.m.Arrears(1); len(a) != 1 || a[0] != (Owing{2, 3 * credit}) || len(s.m.Lines()) != 3 {
+		t.Error(a, s.m.Lines())
+	}
+	s.mustAudit()
+}

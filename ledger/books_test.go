@@ -258,7 +258,7 @@ func TestTwoPersons(t *testing.T) {
 	s.refuse(CodeState, 1, &tx.Paid{Payout: id, Reference: "x"})
 	s.must(1, &tx.Paid{Payout: p, Reference: "transfer 9"})
 	s.refuse(CodeState, 1, &tx.Paid{Payout: p, Reference: "again"})
-	p = s.must(2, &tx.Payout{Amount: 20 * credit})
+	s.must(2, &tx.Payout{Amount: 20 * credit})
 	for range 15 {
 		s.block(day)
 	}
