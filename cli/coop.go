@@ -36,6 +36,16 @@ type coopCmd struct {
 	Withdraw  coopWithdrawCmd  `cmd:"" help:"Take back an own proposal."`
 	Delegate  coopDelegateCmd  `cmd:"" help:"Let another member vote for you."`
 	Books     coopBooksCmd     `cmd:"" help:"Show the funds and what the community has and owes."`
+	Deposit   coopDepositCmd   `cmd:"" help:"Book money that came in (treasurers)."`
+	Payout    coopPayoutCmd    `cmd:"" help:"Ask for money of your account to be paid out."`
+	Paid      coopPaidCmd      `cmd:"" help:"Book that a payout was paid (treasurers)."`
+	Entries   coopEntriesCmd   `cmd:"" help:"Show the treasury's entries and which wait for a second person."`
+
+	Countersign coopCountersignCmd `cmd:"" help:"Sign an entry of the treasury as the second person."`
+
+	Allocate coopAllocateCmd `cmd:"" help:"Show how the surplus of a fiscal period is divided."`
+	Export   coopExportCmd   `cmd:"" help:"Write the whole books as CSV or for Beancount."`
+	Audit    coopAuditCmd    `cmd:"" help:"Replay the chain and compute every balance anew; fails on any difference."`
 }
 
 // ledger asks the community's ledger through the node.
