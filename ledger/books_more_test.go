@@ -474,6 +474,8 @@ func TestMeasuresRefused(t *testing.T) {
 	if s.in(FirstVoted) != 4*credit || s.in(FundOperating) != 5*credit {
 		t.Error(s.m.Funds())
 	}
+	s.refuse(CodeValue, 1, &tx.Deposit{Fund: FundReserve, Class: 1, Amount: 1, Reference: "x"})
+	s.refuse(CodeForbid, 1, &tx.Deposit{Fund: FundShares, Amount: 1, Reference: "x"})
 	s.refuse(CodeUnknown, 1, &tx.Charge{Member: 1, Line: 0, Times: 1})
 	s.refuse(CodeUnknown, 1, &tx.Charge{Member: 5, Line: 1, Times: 1})
 	s.refuse(CodeValue, 1, &tx.Charge{Member: 1, Line: 1, Times: 1})
@@ -485,6 +487,25 @@ func TestMeasuresRefused(t *testing.T) {
 	s.must(1, &tx.ShareBill{Line: 2, Bill: 3 * credit, Equal: credit, Parts: []tx.Part{{Member: 1}}, Memo: "May"})
 	if a := s.m.Arrears(1); len(a) != 1 || a[0] != (Owing{2, 3 * credit}) || len(s.m.Lines()) != 3 {
 		t.Error(a, s.m.Lines())
+	}
+	s.mustAudit()
+}
+
+// A member with a new key keeps account, capital and place in the books.
+func TestRekeyKeepsBooks(t *testing.T) {
+	s := newShop(t, 3, append(plain, "surplus.cash=500")...)
+	s.surplus(10, 20)
+	r := s.rekey(2, 2, 50)
+	s.vote(&tx.ActRekey{Rekey: r})
+	p := s.endYear()
+	if a, _ := s.m.Allotment(p.ID, 2); a.Share != 20*credit || s.own(50) != 10*credit {
+		t.Error(a, s.own(50))
+	}
+	s.must(50, &tx.Payout{Amount: credit, Where: "home"})
+	s.refuse(CodeForbid, 2, &tx.Payout{Amount: credit})
+	st := MakeStatement(s.m.chain, 2, s.postings, 0, s.now+1)
+	if st.Closing != 9*credit || st.Advice == "" {
+		t.Errorf("%+v", st)
 	}
 	s.mustAudit()
 }

@@ -287,6 +287,8 @@ func (c *call) deposit(from ident.PublicKey, b *tx.Deposit) error {
 		return refuse(CodeForbid, "the fund %s takes no deposits", fundName(b.Fund))
 	case b.Member != 0 && (b.Class != 0 || b.Last):
 		return refuse(CodeValue, "a deposit for a member is no income of a margin class or a period")
+	case b.Class != 0 && b.Fund != FundOperating && b.Fund != FundUpstream:
+		return refuse(CodeValue, "income of a margin class goes to the fund operating or upstream")
 	case b.Reference == "":
 		return refuse(CodeValue, "a deposit needs a reference: the number of a receipt or a transfer")
 	}
