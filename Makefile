@@ -28,12 +28,13 @@ lint:
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); test -z "$$out" || { echo "gofmt: run gofmt -w on: $$out"; exit 1; }
 	go vet ./...
 	go vet -tags router ./cmd/weft ./cli
-	go tool staticcheck ./...
+	go tool staticcheck -tags engine ./...
 
 # Worlds of real processes keep time: they run one after another, and not beside the other tests.
 unit:
 	@if [ "$$(id -u)" != 0 ]; then echo; echo "*** not root: tests with network namespaces and real interfaces are SKIPPED. All of them: sudo make test"; echo; fi
-	go test -timeout 15m $$(go list ./... | grep -v -e /lab/netns -e /lab/bench)
+	go test -timeout 15m $$(go list ./... | grep -v -e /lab/netns -e /lab/bench -e /ledger/bft -e /ledger/lite)
+	go test -timeout 15m -tags engine ./ledger/bft/... ./ledger/lite
 	go test -timeout 15m -p 1 ./lab/netns ./lab/bench
 
 race:
