@@ -39,7 +39,7 @@ type Config struct {
 	// Trust lets an empty Dir begin with a neighbour's snapshot instead of all blocks: a block known to be the chain's, at most 14
 	// days old. Without it the chain is replayed from the first block.
 	Trust  *Trust
-	Gossip time.Duration // pause between looks at what a peer lacks; 0 is 20 ms
+	Gossip time.Duration // pause between looks at what a peer lacks; 0 is 50 ms
 	Log    *slog.Logger
 
 	hook func(*engine) // tests look inside
@@ -61,9 +61,6 @@ const (
 	EvidenceBlocks = 100_000
 	DefaultPort    = 26656
 )
-
-// errNoEngine is what a program without the engine says.
-var errNoEngine = errors.New("this weft was built without the ledger's engine: use the full program on a computer of its own, such as a Raspberry Pi; a router follows the ledger without it")
 
 // check fills in defaults.
 func (c *Config) check() error {
@@ -89,7 +86,7 @@ func (c *Config) check() error {
 		return errors.New("an engine keeps 10 states at least")
 	}
 	if c.Gossip == 0 {
-		c.Gossip = 20 * time.Millisecond
+		c.Gossip = 50 * time.Millisecond
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -507,7 +507,7 @@ func (e *engine) status() bftclient.Status {
 	if m := store.LoadBlockMeta(s.Height); m != nil {
 		s.Time, s.Hash, s.AppHash = m.Header.Time.Unix(), bftclient.Hash(m.BlockID.Hash), m.Header.AppHash
 	}
-	for _, p := range sw.Peers().Copy() {
+	for _, p := range peersOf(sw.Peers()) {
 		s.Peers = append(s.Peers, string(p.ID()))
 	}
 	slices.Sort(s.Peers)
@@ -544,6 +544,17 @@ func (e *engine) status() bftclient.Status {
 		s.Halted = fmt.Sprintf("no block for %d seconds though %d of %d validators are reachable: look whether their clocks are right and whether they can reach each other", int(idle.Seconds()), reachable, voters)
 	}
 	return s
+}
+
+// peersOf lists a set of peers, whose method for it has another name in each line of Comet.
+func peersOf(set any) []p2p.Peer {
+	switch s := set.(type) {
+	case interface{ Copy() []p2p.Peer }:
+		return s.Copy()
+	case interface{ List() []p2p.Peer }:
+		return s.List()
+	}
+	panic("this CometBFT lists no peers")
 }
 
 // logger passes Comet's log on. What it calls information is of interest to those who debug.

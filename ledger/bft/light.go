@@ -145,7 +145,7 @@ func (r *lightReactor) Receive(m p2p.Envelope) {
 func (r *lightReactor) ask(ctx context.Context, height int64) (*types.LightBlock, error) {
 	ctx, cancel := context.WithTimeout(ctx, lightTimeout)
 	defer cancel()
-	peers := r.e.node.Switch().Peers().Copy()
+	peers := peersOf(r.e.node.Switch().Peers())
 	answers := make(chan *types.LightBlock, len(peers))
 	for _, p := range peers {
 		q := question{p.ID(), height}

@@ -124,26 +124,28 @@ func TestMeasure(t *testing.T) {
 		t.Logf("idle for %v: %d blocks, %.2f %% of a core a validator", took.Round(time.Second), w.peers[0].status().Height-h, 100*float64(used(w)-cpu)/4/float64(took))
 	}
 	if strings.Contains(what, "disk") {
-		size := func() (n int64) {
-			_ = filepath.WalkDir(w.peers[0].cfg.Dir, func(_ string, d fs.DirEntry, err error) error {
+		size := func() map[string]int64 {
+			by := map[string]int64{}
+			dir := w.peers[0].cfg.Dir
+			_ = filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
 				if i, e := d.Info(); err == nil && e == nil && !d.IsDir() {
-					n += i.Size()
+					rel, _ := filepath.Rel(dir, filepath.Dir(p))
+					by[rel] += i.Size()
 				}
 				return nil
 			})
-			return n
+			return by
 		}
 		h := w.peers[0].status().Height
 		was := size()
-		for i := range 300 {
+		for i := range 150 {
 			m := i % 50
 			nonces[m]++
 			w.peers[0].final(transfer(t, m, 99, nonces[m]))
 		}
-		s := w.peers[0].status()
-		t.Logf("disk: %d bytes at height %d, %d at %d: %.0f a block", was, h, size(), s.Height, float64(size()-was)/float64(s.Height-h))
-		if ents, err := os.ReadDir(w.peers[0].cfg.Dir); err == nil {
-			t.Log(len(ents), "entries")
+		blocks := w.peers[0].status().Height - h
+		for dir, n := range size() {
+			t.Logf("disk: %s grows by %d bytes a block over %d blocks, half of them empty", dir, (n-was[dir])/blocks, blocks)
 		}
 	}
 }

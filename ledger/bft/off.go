@@ -4,12 +4,16 @@ package bft
 
 import (
 	"context"
+	"errors"
 
 	"weft/ident"
 	"weft/ledger"
 )
 
 type engine struct{}
+
+// errNoEngine is what a program without the engine says.
+var errNoEngine = errors.New("this weft was built without the ledger's engine: use the full program on a computer of its own, such as a Raspberry Pi; a router follows the ledger without it")
 
 // Run reports that there is no engine.
 func Run(context.Context, Config) error { return errNoEngine }
