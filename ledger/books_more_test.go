@@ -509,3 +509,27 @@ func TestRekeyKeepsBooks(t *testing.T) {
 	}
 	s.mustAudit()
 }
+
+// A charge is reversed after what was owed of it has been collected: that goes back too.
+func TestReversalOfArrears(t *testing.T) {
+	for _, paid := range []int64{0, 3, 10} {
+		s := newShop(t, 2, append(plain, "tariff.member_fee=1")...)
+		s.measure(&tx.SetLine{Called: "x", Class: 2, Fund: FundUpstream, Fee: 10})
+		id := s.must(1, &tx.Charge{Member: 2, Line: 1, Times: 1})
+		if paid > 0 {
+			s.pay(2, paid)
+		}
+		s.block(fromCivil(2023, 12, 1) - s.now) // collects
+		s.rest()
+		s.must(1, &tx.Reverse{Entry: id, Reason: "not used"})
+		fee := int64(1) // of December: owed, or paid from what came back
+		owed := int64(0)
+		for _, a := range s.m.Arrears(2) {
+			owed += a.Amount
+		}
+		if owed != fee || s.own(2) != paid || s.in(FundUpstream) != 0 {
+			t.Errorf("after %d: %d owed, %d on the account, %d in the fund", paid, owed, s.own(2), s.in(FundUpstream))
+		}
+		s.mustAudit()
+	}
+}

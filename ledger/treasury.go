@@ -247,6 +247,13 @@ func (c *call) carryOut(e *Entry) error {
 			return err
 		}
 		for _, l := range o.legs {
+			if l.kind == hArrears {
+				legs = append(legs, c.forgive(l)...)
+				continue
+			}
+			if l.kind == hClaims && l.id == hArrears {
+				continue // forgive has the other side
+			}
 			l.amount, l.mark.Bytes = -l.amount, -l.mark.Bytes
 			if l.mark.What != 0 {
 				l.mark.Period = c.stillOpen(l.mark.Period)
@@ -273,6 +280,17 @@ func (c *call) carryOut(e *Entry) error {
 	}
 	c.booked(e, legs)
 	return nil
+}
+
+// forgive reverses arrears: what is still owed is owed no more, and what has been collected of it since goes back.
+func (c *call) forgive(l leg) []leg {
+	var owed sum
+	c.load(arrearsKey(l.id, l.sub), &owed)
+	still := min(l.amount, int64(owed))
+	line, _ := c.line(l.sub)
+	from := on(hFund, line.Fund, still-l.amount)
+	from.mark = Mark{What: MarkPaid, Class: line.Class, Period: c.bookState().Period, Member: l.id}
+	return []leg{{l.holder, -still, Mark{}}, on(hClaims, hArrears, still), from, on(hMember, l.id, l.amount-still)}
 }
 
 func (c *call) deposit(from ident.PublicKey, b *tx.Deposit) error {
