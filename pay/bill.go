@@ -89,7 +89,7 @@ func (l *Line) sign(v *tx.Voucher, at *Mark, n int64) {
 }
 
 // lineLocked adds to the line of an account what moved from one mark to another; it closes the line first when day, price, tab or the
-// counters' epoch have changed.
+// counters' epoch have changed, or something moved that was not billed.
 func (p *Pay) lineLocked(role Role, id ID, has *bool, l *Line, q *Quote, tab *held, last, to *Mark, n uint64, rem uint64, now time.Time) {
 	now = now.UTC().Truncate(time.Second)
 	var id16 tx.TabID
@@ -100,7 +100,7 @@ func (p *Pay) lineLocked(role Role, id ID, has *bool, l *Line, q *Quote, tab *he
 	}
 	// The counters went back, or began again: First and Last could not back the bytes between.
 	broken := to.Epoch != last.Epoch || to.Sent < last.Sent || to.Recv < last.Recv
-	if *has && (now.YearDay() != l.From.YearDay() || now.Year() != l.From.Year() || l.Quote != q.ID() || l.Tab != id16 || l.Epoch != epoch || broken) {
+	if *has && (now.YearDay() != l.From.YearDay() || now.Year() != l.From.Year() || l.Quote != q.ID() || l.Tab != id16 || l.Epoch != epoch || l.Last != *last || broken) {
 		p.lineSeq++
 		l.Number = p.lineSeq
 		p.closing = append(p.closing, *l)
@@ -193,6 +193,8 @@ type Finding struct {
 type Audited struct {
 	Lines, Vouchers, Receipts  int
 	Bytes                      uint64 // billed, both roles
+	Unbilled                   uint64 // between lines: at no price, or for a guest
+	Rewound                    uint64 // by which the own meter went back between lines, as after a crash: counted again if they came again
 	Paid, Earned, Owing, Owned int64  // signed; booked; not yet signed for by this node; not yet by others
 	Findings                   []Finding
 }
@@ -226,8 +228,9 @@ func (p *Pay) Audit(now time.Time) (Audited, error) {
 		if n := l.Last.since(&l.First); n != l.Bytes {
 			bad(l, "the readings say %d bytes, the line %d", n, l.Bytes)
 		}
-		if b, ok := before[k]; ok && b.Number+1 >= l.Number && b.Last.Epoch == l.First.Epoch && l.First.Sent+l.First.Recv > b.Last.Sent+b.Last.Recv {
-			bad(l, "%d bytes before it are in no line", l.First.Sent+l.First.Recv-b.Last.Sent-b.Last.Recv)
+		if b, ok := before[k]; ok && b.Last.Epoch == l.First.Epoch {
+			a.Unbilled += l.First.since(&b.Last)
+			a.Rewound += b.Last.since(&l.First)
 		}
 		before[k] = l
 		if v := &l.Voucher; v.Seq != 0 {

@@ -232,6 +232,20 @@ func TestPriceChange(t *testing.T) {
 	}
 	user.mustAudit()
 	gw.mustAudit()
+	// The owner lowers the limit: nothing more is counted or signed. And raises it again.
+	user.pay.SetWallet(Wallet{Budget: 20 * credits, MaxPrice: testPrice / 4, TabSize: credits})
+	f.rate = 1_250_000
+	signed := f.debit().Signed
+	w.run(20 * time.Second)
+	if f.debit().Signed != signed || user.pay.View(w.now).Accounts[0].Refused != testPrice/2 {
+		t.Errorf("signed %d above the owner's limit: %+v", f.debit().Signed-signed, user.pay.View(w.now).Accounts)
+	}
+	user.pay.SetWallet(user.wallet)
+	w.run(time.Minute)
+	if f.debit().Signed == signed {
+		t.Error("nothing is signed after the limit was raised again")
+	}
+	f.slow = 0
 	// Above the owner's limit nothing is signed, and the owner sees why.
 	gw.price[Internet] = 300_000
 	f.rate = 1_250_000

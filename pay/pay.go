@@ -263,6 +263,12 @@ func New(cfg Config) (*Pay, error) {
 func (p *Pay) SetWallet(w Wallet) {
 	p.mu.Lock()
 	p.wallet = w
+	for _, d := range p.debits {
+		d.openAt, d.lookAt, d.opens = time.Time{}, time.Time{}, 0
+		if d.Quote.Price > w.MaxPrice { // from now on: nothing is counted until there is a price that suits
+			d.refused, d.Quote, d.quotes, d.dirty = uint64(d.Quote.Price), Quote{}, nil, true
+		}
+	}
 	p.mu.Unlock()
 	nudge(p.kick)
 }

@@ -494,6 +494,9 @@ func (c *credit) stage(now time.Time) bool {
 	if c.writtenAt.IsZero() {
 		c.writtenAt = now
 	}
+	if !c.HasTab && c.stagedTab == nil && c.Charged == (charge{}) && c.Paid == 0 {
+		return false // a guest: there is nothing that must last
+	}
 	if c.staged != nil || c.stagedTab != nil || c.writeNow || c.dirty && now.Sub(c.writtenAt) >= storeEvery {
 		c.writeNow, c.dirty = false, false
 		return true

@@ -49,7 +49,9 @@ type debit struct {
 	tries    uint
 	anchor   []byte
 	wants    bool
-	openAt   time.Time // when to try again
+	openAt   time.Time // when to try again to open a tab
+	opens    uint      // tries
+	lookAt   time.Time // when to look at the tab again
 
 	staged          *tx.Voucher
 	stagedRec       *debitRecord
@@ -230,13 +232,19 @@ func (p *Pay) wantsLocked(d *debit, now time.Time) bool {
 	if d.Quote.Seq == 0 || d.Quote.Price == 0 && d.owed() == 0 {
 		return false
 	}
+	if d.owed() > 0 && now.Sub(d.heard) > claimFresh && now.Sub(d.askedAt) >= 10*time.Second {
+		d.askedAt = now // what is owed is not said any more, or was not since a restart
+		p.sendLocked(d.Peer, &Ask{d.Service})
+	}
 	if d.tab == nil {
 		if d.owed() > 0 && !now.Before(d.openAt) {
-			d.openAt = now.Add(10 * time.Second)
+			d.openAt = now.Add(10 * time.Second << min(d.opens, 5))
+			d.opens++
 			nudge(p.kick)
 		}
 		return false
 	}
+	d.opens = 0
 	known := d.status.Tab == d.Tab.ID && d.status.Epoch == d.Tab.Epoch && now.Sub(d.heard) <= claimFresh
 	if d.status.Asks&AskAnchor != 0 && now.Sub(d.heard) <= claimFresh || !known && d.owed() > 0 && !d.heard.IsZero() {
 		p.sendAnchorLocked(d, now)

@@ -241,7 +241,10 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	active := d.owed() > 0 || now.Sub(d.moved) < lookEvery
 	low := has && d.Voucher.Amount > d.Tab.Earmark/5*4
 	late := has && now.After(time.Unix(d.Tab.Expiry, 0).Add(-renewBefore))
-	look := has && (d.anchor == nil || low || late || d.status.Asks&AskAnchor != 0) && active
+	look := has && (d.anchor == nil || low || late || d.status.Asks&AskAnchor != 0) && active && !now.Before(d.lookAt)
+	if look {
+		d.lookAt = now.Add(time.Minute) // unless something comes of it
+	}
 	p.mu.Unlock()
 	switch {
 	case opening:
@@ -256,7 +259,10 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 		return err
 	}
 	if err != nil || t.Epoch != d.Tab.Epoch || t.Closing() || now.After(time.Unix(t.Expiry, 0).Add(-tabMargin)) {
-		if err := p.change(func() []Entry { d.HasTab, d.tab, d.anchor = false, nil, nil; return []Entry{d.entry()} }); err != nil {
+		if err := p.change(func() []Entry {
+			d.HasTab, d.tab, d.anchor, d.lookAt = false, nil, nil, time.Time{}
+			return []Entry{d.entry()}
+		}); err != nil {
 			return err
 		}
 		if active && p.wants(d) {
@@ -291,6 +297,9 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	if !done {
 		return nil
 	}
+	p.mu.Lock()
+	d.lookAt = now.Add(2 * time.Second)
+	p.mu.Unlock()
 	if t, anchor, at, err = p.cfg.Settler.Tab(ctx, id); err != nil {
 		return err
 	}

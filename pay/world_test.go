@@ -294,6 +294,7 @@ type peer struct {
 	store    *memory
 	meter    *counters
 	chain    *member
+	settler  Settler // in place of chain
 	guest    bool
 	wallet   Wallet
 	price    map[Service]uint32
@@ -364,8 +365,12 @@ func (w *world) add() *peer {
 func (p *peer) start() {
 	p.w.t.Helper()
 	var err error
+	settler := p.settler
+	if settler == nil {
+		settler = p.chain
+	}
 	p.pay, err = New(Config{
-		Signer: p.a, Chain: testChain, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Store: p.store, Meter: p.meter, Settler: p.chain,
+		Signer: p.a, Chain: testChain, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Store: p.store, Meter: p.meter, Settler: settler,
 		Send: func(to ident.PublicKey, b []byte) error {
 			q := p.w.of(to)
 			if q == nil || p.silent || p.w.rng.Float64() < p.w.loss {
