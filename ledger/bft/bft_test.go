@@ -4,9 +4,13 @@ package bft
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"weft/ledger"
+	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 )
 
@@ -48,6 +52,29 @@ func TestSingle(t *testing.T) {
 	}
 	if err := m.Check(); err != nil || st.Err() != nil {
 		t.Errorf("invariants over the socket: %v %v", err, st.Err())
+	}
+	for _, bad := range []string{"", "x", "x@127.0.0.1:1", "name@example.org:26656", p.status().ID + "@example.org:26656"} {
+		if err := p.client.AddPeer(ctx, bad); err == nil && bad != "" {
+			t.Errorf("%q is taken for a peer", bad)
+		}
+	}
+	other := string(idOf(agent(t, "other").Public())) + "@127.0.0.1:9"
+	if err := p.client.AddPeer(ctx, other); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(p.cfg.Dir, peersFile)); err != nil || !strings.Contains(string(b), other) {
+		t.Errorf("the list of peers is %q (%v)", b, err)
+	}
+	if err := p.client.RemovePeer(ctx, other); err != nil {
+		t.Error(err)
+	}
+	for _, f := range []string{keyFile, signedFile, bftclient.Socket} {
+		if i, err := os.Stat(filepath.Join(p.cfg.Dir, f)); err != nil || i.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v %v", f, i.Mode(), err)
+		}
+	}
+	if _, err := start(ctx, p.cfg); err == nil {
+		t.Error("two engines run in one folder")
 	}
 	before := p.status()
 	p.stop()

@@ -52,6 +52,9 @@ func TestRefusesBlocks(t *testing.T) {
 			t.Errorf("%s: accepted %v, want %v", c.name, got, c.want)
 		}
 	}
+	if stranger := idOf(agent(t, "stranger").Public()); a.mayConnect(stranger) || !a.mayConnect(idOf(a.validators()[0].Key)) {
+		t.Error("a stranger may connect, or a validator may not")
+	}
 	p, err := a.PrepareProposal(t.Context(), &abci.RequestPrepareProposal{Txs: [][]byte{good, forged, next, good, foreign}, MaxTxBytes: MaxBlockBytes, Height: 1, Time: time.Now()})
 	if err != nil {
 		t.Fatal(err)
