@@ -30,8 +30,8 @@ func BenchmarkBook(b *testing.B) {
 	gw.pay.cfg.Send = func(ident.PublicKey, []byte) error { return nil }
 	b.ResetTimer()
 	for i := range raw {
-		w.now = w.now.Add(time.Second)
 		gw.pay.Handle(w.now, user.key, raw[i])
+		w.now = w.now.Add(bookEvery)
 		gw.pay.Tick(w.now)
 	}
 	b.StopTimer()

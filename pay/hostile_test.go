@@ -234,13 +234,14 @@ func TestReplay(t *testing.T) {
 		} else {
 			gw.pay.Handle(w.now, user.key, b)
 		}
-		gw.pay.Tick(w.now)
 		w.now = w.now.Add(3 * time.Second)
+		gw.pay.Tick(w.now)
 		if f.promised() != before || c.Tab.Voucher != v {
 			t.Errorf("%s: promised %d, was %d", what, f.promised(), before)
 		}
 	}
 	gw.pay.Handle(w.now, user.key, sign(func(*tx.Voucher) {}, user.a))
+	w.now = w.now.Add(bookEvery)
 	gw.pay.Tick(w.now)
 	if f.promised() != before+1000 {
 		t.Errorf("a good one: promised %d, was %d", f.promised(), before)

@@ -89,6 +89,8 @@ type Quote struct {
 	Exposure    uint64
 	From, Until int64
 	Sig         ident.Signature
+
+	id uint64 // once it is signed or read; 0: not computed
 }
 
 // body is what is signed.
@@ -110,11 +112,17 @@ func (q *Quote) AppendTo(b []byte) []byte { return append(append(b, q.body()...)
 
 // ID names the quote in vouchers: the first 8 bytes of the SHA-256 of what is signed.
 func (q *Quote) ID() uint64 {
+	if q.id != 0 {
+		return q.id
+	}
 	h := sha256.Sum256(q.body())
 	return binary.BigEndian.Uint64(h[:])
 }
 
-func (q *Quote) sign(s tx.Signer) { q.Sig = s.Sign(QuoteDomain, q.body()) }
+func (q *Quote) sign(s tx.Signer) {
+	q.Sig, q.id = s.Sign(QuoteDomain, q.body()), 0
+	q.id = q.ID()
+}
 
 // Verify reports whether the seller has signed.
 func (q *Quote) Verify() bool { return q.Seller.Verify(QuoteDomain, q.body(), q.Sig) }
@@ -288,6 +296,7 @@ func ParseMessage(b []byte) (Message, error) {
 		if b[3] != OverheadRule || binary.BigEndian.Uint32(b[84:]) != 0 || q.Exposure > maxBytes || q.From < 0 || q.Until < q.From || q.Until > maxTime {
 			return nil, malformed("a quote with a field that cannot be")
 		}
+		q.id = q.ID()
 		return q, nil
 	case typeStatus:
 		m := &DebtStatus{Service: s, State: State(b[3]), Asks: b[4], Tab: tx.TabID(b[8:24]), Epoch: binary.BigEndian.Uint32(b[24:]),

@@ -68,6 +68,7 @@ const (
 	signEvery    = 10 * time.Second       // also when little is owed
 	notice       = time.Minute            // before a price may rise
 	quoteLife    = 24 * time.Hour
+	bookEvery    = time.Second // vouchers of payers that are in no need: one write for all
 	statusMin    = 500 * time.Millisecond
 	statusSlow   = 5 * time.Second
 	statusLate   = 10 * time.Second // to one that does not pay
@@ -479,9 +480,13 @@ func (p *Pay) commit(now time.Time, durable []Reading, sign bool) {
 		}
 		p.signLocked(now)
 	}
+	book := sign
+	for _, c := range p.credits {
+		book = book || c.pending != nil && (c.state >= Due || now.Sub(c.pendingAt) >= bookEvery) || c.pendingTab != nil
+	}
 	var b []Entry
 	for _, c := range p.credits {
-		if c.stage(now) {
+		if c.stage(book, now) {
 			b = append(b, c.entries()...)
 		}
 	}

@@ -113,6 +113,7 @@ type credit struct {
 	receiptAt  time.Time
 
 	pending, staged       *tx.Voucher
+	pendingAt             time.Time
 	pendingTab, stagedTab *held
 	dirty, writeNow       bool
 	stored                bool
@@ -385,6 +386,9 @@ func (p *Pay) hearVoucher(now time.Time, peer ident.PublicKey, v *tx.Voucher) bo
 	if again, _ := p.voucherFitsLocked(c, v, now); !again {
 		return false
 	}
+	if c.pending == nil {
+		c.pendingAt = now
+	}
 	c.pending = v
 	return true
 }
@@ -487,10 +491,12 @@ func (h *held) renew(t *tx.Tab, proven int64) {
 	}
 }
 
-// stage moves what waits into what is being written, and reports whether there is anything to write.
-func (c *credit) stage(now time.Time) bool {
-	c.staged, c.stagedTab = c.pending, c.pendingTab
-	c.pending, c.pendingTab = nil, nil
+// stage moves what waits into what is being written, if it is time to book, and reports whether there is anything to write.
+func (c *credit) stage(book bool, now time.Time) bool {
+	if book {
+		c.staged, c.stagedTab = c.pending, c.pendingTab
+		c.pending, c.pendingTab = nil, nil
+	}
 	if c.writtenAt.IsZero() {
 		c.writtenAt = now
 	}
