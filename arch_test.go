@@ -60,7 +60,7 @@ var rooms = []struct {
 	{"lab/manifest", "", "a description of worlds that every driver reads"},
 	{"lab/manifests", "lab/manifest", "the worlds that are tests"},
 	{"lab/sim", "ident lab/manifest wire route", "many real routing cores in virtual time: the routing core alone, no socket"},
-	{"lab/netns", "api lab/manifest lab/manifests", "the real program from outside: it sees what a user sees, through api"},
+	{"lab/netns", "api lab/manifest lab/manifests ledger/bft/bftclient", "the real program from outside: it sees what a user sees, through api"},
 	{"lab/peers", "", "other systems to measure against share nothing with ours"},
 	{"lab/bench", "lab/netns lab/peers", "measures programs from outside"},
 }

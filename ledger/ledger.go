@@ -158,18 +158,29 @@ func (m *Machine) Pool(h Header) *Pool {
 
 // Take reports whether a transaction may wait for a block.
 func (p *Pool) Take(raw []byte) Result {
-	t, err := p.c.admit(raw)
+	// A trial run, so that what cannot work is told to its sender at once. It is then in no block, so its nonce is still free; but
+	// it counts as an attempt.
+	trial := *p.c
+	trial.s = newOverlay(p.c.s)
+	t, err := trial.admit(raw)
 	if err != nil {
 		return resultOf(err)
 	}
-	// A trial run, so that what cannot work is told to its sender at once.
-	trial := *p.c
-	trial.s = newOverlay(p.c.s)
 	if err := trial.execute(t); err != nil {
+		p.attempt(t)
 		return resultOf(err)
 	}
 	trial.s.flush()
 	return Result{Data: trial.data}
+}
+
+// attempt counts a refused transaction towards its sender's rate.
+func (p *Pool) attempt(t tx.Tx) {
+	k := accountKey(t.Sender)
+	var a Account
+	if p.c.load(k, &a) && p.c.rate(t, &a) == nil {
+		p.c.save(k, &a)
+	}
 }
 
 // call is one block, or one judgement, in progress.

@@ -61,6 +61,8 @@ type coop struct {
 	run  chan struct{} // tells serve of another file
 	last error         // why the ledger could not be asked
 
+	followers []string // engines that may connect without being validators
+
 	light lightClient
 }
 
@@ -135,6 +137,9 @@ func (c *coop) serve(ctx context.Context) error {
 		case f.Keep:
 			wg.Go(func() { c.keep(part, f) })
 			wg.Go(func() { c.answer(part) })
+			if !f.Keeper.IsZero() {
+				wg.Go(func() { c.introduce(part, f.Keeper) })
+			}
 		case f.Chain != "":
 			wg.Go(func() { c.follow(part) })
 		}
@@ -229,8 +234,10 @@ func (c *coop) answer(ctx context.Context) {
 	reads := []string{"status", "get", "scan", "light", "blocks", "genesis", "postings", "result"}
 	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		what := strings.Trim(r.URL.Path, "/")
-		ok := r.Method == http.MethodGet && slices.Contains(reads, what) || r.Method == http.MethodPost && what == "tx"
+		ok := r.Method == http.MethodGet && slices.Contains(reads, what) || r.Method == http.MethodPost && (what == "tx" || what == "follow")
 		switch {
+		case ok && what == "follow":
+			c.letFollow(w, r)
 		case !ok:
 			http.Error(w, "there is no such question", http.StatusNotFound)
 		case !c.hits.Allow():
@@ -241,6 +248,67 @@ func (c *coop) answer(ctx context.Context) {
 		}
 	})
 	_ = serveHTTP(ctx, ln, h) // ends with ctx
+}
+
+// maxFollowers bounds the engines that this one lets connect without being validators.
+const maxFollowers = 64
+
+var engineID = regexp.MustCompile(`^[0-9a-f]{40}$`)
+
+// letFollow lets another node's engine connect to this one: at the address that it asks from, which nobody can forge.
+func (c *coop) letFollow(w http.ResponseWriter, r *http.Request) {
+	from, err := netip.ParseAddrPort(r.RemoteAddr)
+	id := r.URL.Query().Get("id")
+	if err != nil || !engineID.MatchString(id) || !ident.MeshPrefix.Contains(from.Addr()) {
+		http.Error(w, "say which engine wants to follow", http.StatusBadRequest)
+		return
+	}
+	peer := id + "@" + netip.AddrPortFrom(from.Addr(), enginePort).String()
+	c.mu.Lock()
+	known := slices.Contains(c.followers, peer)
+	if !known && len(c.followers) < maxFollowers {
+		c.followers, known = append(c.followers, peer), true
+	}
+	c.mu.Unlock()
+	if !known {
+		http.Error(w, "too many follow this engine; ask another", http.StatusServiceUnavailable)
+		return
+	}
+	cl := c.client()
+	defer cl.Close()
+	if err := cl.AddPeer(r.Context(), peer); err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+	}
+}
+
+// introduce tells the engine's first peer about it, until that has heard.
+func (c *coop) introduce(ctx context.Context, keeper ident.PublicKey) {
+	h := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return c.n.net.DialContext(ctx, "tcp", netip.AddrPortFrom(keeper.Addr(), ledgerPort).String())
+		}}}
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		cl := c.client()
+		s, err := cl.Status(ctx)
+		cl.Close()
+		if err == nil {
+			var req *http.Request
+			if req, err = http.NewRequestWithContext(ctx, http.MethodPost, "http://ledger/follow?id="+s.ID, nil); err == nil {
+				var res *http.Response
+				if res, err = h.Do(req); err == nil {
+					res.Body.Close()
+					if res.StatusCode == http.StatusOK {
+						pause = 10 * time.Minute // it may be started anew meanwhile
+					}
+				}
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
 }
 
 // follow verifies the keeper's blocks.
@@ -606,6 +674,18 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 	if err != nil {
 		hint := "it may still get into a block; see: weft ledger status"
 		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the transaction has been sent and is in no block yet: %v", err).WithHint("%s", hint)
+	}
+	for res.Height > 0 { // whoever asks next shall see it
+		v, err := cl.Get(limit, tx.StateKeyAccount(c.n.self), 0, false)
+		if err != nil || v.Height >= res.Height {
+			break
+		}
+		select {
+		case <-limit.Done():
+		case <-time.After(10 * time.Millisecond):
+			continue
+		}
+		break
 	}
 	return api.CoopResult{Hash: res.Hash.String(), Code: res.Code, Text: res.Text, Data: res.Data, Height: res.Height}, nil
 }
