@@ -410,6 +410,7 @@ func (d *desk) tick() error {
 	over := now.Sub(d.ticked)
 	d.ticked = now
 	err := errors.Join(d.lookLocked(), d.countLocked(over))
+	ended := false // a voucher, which a crash must not give back
 	for _, dev := range d.devices {
 		switch {
 		case dev.pool != "" && !d.rightLocked(dev, now), dev.pool == "" && d.cfg.Access == AccessOpen && now.Sub(dev.lastSeen) < presentFor:
@@ -417,6 +418,7 @@ func (d *desk) tick() error {
 			err = errors.Join(err, d.admitLocked(dev))
 			if dev.pool == "" {
 				dev.stay = false // it shall see the page
+				ended = true
 				d.log.Info("guest's time or bytes are over", "mac", dev.mac, "voucher", was)
 			}
 		case dev.pool == "open" && now.Sub(dev.lastSeen) > presentFor:
@@ -426,7 +428,7 @@ func (d *desk) tick() error {
 			d.forgetLocked(dev)
 		}
 	}
-	if now.Sub(d.flushed) >= flushEvery {
+	if ended || now.Sub(d.flushed) >= flushEvery {
 		d.flushed = now
 		err = errors.Join(err, d.store.Flush())
 	}
