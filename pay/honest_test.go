@@ -270,6 +270,28 @@ func TestFree(t *testing.T) {
 	}
 }
 
+// Counters that begin anew, as a link's do with each process: nothing is billed twice, nothing that was counted is lost.
+func TestEpochs(t *testing.T) {
+	w := newWorld(t)
+	gw, relay := w.add(), w.add()
+	f := w.flow(gw, relay, Carriage, 1_250_000)
+	for i := range 5 {
+		w.run(20 * time.Second)
+		for _, r := range []*Reading{gw.meter.of(ID{relay.key, Carriage}, Payer), relay.meter.of(ID{gw.key, Carriage}, Payee)} {
+			r.Mark = Mark{Epoch: uint64(10 + i)}
+		}
+	}
+	f.rate = 0
+	w.run(12 * time.Second)
+	if c, d := f.credit(), f.debit(); c.Bytes != f.full || d.Bytes != f.full {
+		t.Errorf("%d carried, %d and %d billed", f.full, c.Bytes, d.Bytes)
+	}
+	if a := gw.mustAudit(); a.Lines < 5 {
+		t.Errorf("%+v", a)
+	}
+	relay.mustAudit()
+}
+
 // A user pays its gateway, the gateway its relay: each by its own meter, and the user's price is what the others get together.
 func TestCarriage(t *testing.T) {
 	w := newWorld(t)

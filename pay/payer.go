@@ -19,10 +19,9 @@ type debitRecord struct {
 	HasTab  bool
 	Tab     tx.Tab
 	Proven  int64
-	Voucher tx.Voucher // newest; Seq 0: none
-	Opening bool       // a tab was asked for, of this number and payee: it may be there
-	Number  uint32
-	Payee   ident.PublicKey
+	Voucher tx.Voucher      // newest; Seq 0: none
+	Number  uint32          // of the last tab, and …
+	Payee   ident.PublicKey // … its payee
 
 	Quote   Quote // by which this node counts; Seq 0: none
 	HasLine bool

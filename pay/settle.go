@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"weft/ident"
 	"weft/ledger/tx"
 )
 
@@ -236,8 +235,7 @@ func (p *Pay) settlePayer(ctx context.Context, now time.Time) error {
 // twice.
 func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	p.mu.Lock()
-	has, opening, id := d.tab != nil, d.Opening, d.Tab.ID
-	number, payee := d.Number, d.Payee
+	has, id := d.tab != nil, d.Tab.ID
 	active := d.owed() > 0 || now.Sub(d.moved) < lookEvery
 	low := has && d.Voucher.Amount > d.Tab.Earmark/5*4
 	late := has && now.After(time.Unix(d.Tab.Expiry, 0).Add(-renewBefore))
@@ -247,10 +245,8 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	}
 	p.mu.Unlock()
 	switch {
-	case opening:
-		return p.open(ctx, d, number, payee, now)
 	case !has && active && p.wants(d):
-		return p.open(ctx, d, 0, payee, now)
+		return p.open(ctx, d, now)
 	case !look:
 		return nil
 	}
@@ -266,7 +262,7 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 			return err
 		}
 		if active && p.wants(d) {
-			return p.open(ctx, d, 0, payee, now)
+			return p.open(ctx, d, now)
 		}
 		return nil
 	}
@@ -336,31 +332,24 @@ func (p *Pay) affordable(ctx context.Context, n int64) (int64, error) {
 	return max(0, min(n, satAdd(a.Balance, a.Limit), tx.MaxAmount)), nil
 }
 
-// open opens a tab, or finds the one that was asked for before a crash. Its number is durable before the ledger is asked.
-func (p *Pay) open(ctx context.Context, d *debit, number uint32, payee ident.PublicKey, now time.Time) error {
+// open opens a tab, or finds the one that it asked for before a crash: ids follow from keys and numbers, and it looks before it asks.
+func (p *Pay) open(ctx context.Context, d *debit, now time.Time) error {
+	p.mu.Lock()
+	base, payee := TabNumber(d.Peer, d.Service), d.Quote.Account
+	number := base
+	if d.Payee == payee && d.Number&^0xff == base {
+		number = d.Number
+	}
+	budget := min(p.tabSizeLocked(), p.wallet.Budget-p.spent.in(now))
+	p.mu.Unlock()
 	for range openTries {
-		p.mu.Lock()
-		base := TabNumber(d.Peer, d.Service)
-		account, used := d.Quote.Account, d.Number
-		budget := min(p.tabSizeLocked(), p.wallet.Budget-p.spent.in(now))
-		p.mu.Unlock()
-		if number == 0 {
-			number, payee = base, account
-			if used&^0xff == base && d.Payee == account && d.Tab.ID != (tx.TabID{}) {
-				number = base | (used+1)&0xff // the last one is over, and may still be closing
-			}
-		}
 		id := tx.TabIDOf(p.cfg.Chain, p.cfg.Account, payee, number)
 		t, anchor, at, err := p.cfg.Settler.Tab(ctx, id)
 		switch {
 		case err == nil && t.Signer == p.self && !t.Closing() && now.Before(time.Unix(t.Expiry, 0).Add(-tabMargin)) && t.Left() > 0:
-			p.mu.Lock()
-			d.Number, d.Payee = number, payee
-			p.mu.Unlock()
 			return p.adopt(d, &t, anchor, at)
 		case err == nil: // another router's, or closing
 			number = base | (number+1)&0xff
-			payee = account
 			continue
 		case !errors.Is(err, ErrNoTab):
 			return err
@@ -371,9 +360,6 @@ func (p *Pay) open(ctx context.Context, d *debit, number uint32, payee ident.Pub
 		}
 		if earmark == 0 {
 			return errors.New("there is no money for a tab: pay in, raise the limit or the month's budget")
-		}
-		if err := p.change(func() []Entry { d.Opening, d.Number, d.Payee = true, number, payee; return []Entry{d.entry()} }); err != nil {
-			return err
 		}
 		_, err = p.cfg.Settler.Submit(ctx, &tx.TabOpen{Payee: payee, Number: number, Signer: p.self, Earmark: earmark, Expiry: p.expiry(now)})
 		if err != nil && !errors.Is(err, ErrTaken) {
@@ -396,7 +382,8 @@ func (p *Pay) adopt(d *debit, t *tx.Tab, anchor []byte, at time.Time) error {
 		if d.tab == nil || d.Tab != *t || string(anchor) != string(d.anchor) {
 			d.tries, d.anchorAt = 0, time.Time{}
 		}
-		d.HasTab, d.Tab, d.Proven, d.Opening, d.anchor = true, *t, at.Unix(), false, anchor
+		d.HasTab, d.Tab, d.Proven, d.anchor = true, *t, at.Unix(), anchor
+		d.Number, d.Payee = t.Number, t.Payee
 		d.tab = &d.Tab
 		return []Entry{d.entry()}
 	})

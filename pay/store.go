@@ -253,7 +253,6 @@ func (r *debitRecord) Fields(c *tx.Coder) {
 	r.Tab.Fields(c)
 	c.I64(&r.Proven)
 	codeVoucher(c, &r.Voucher)
-	c.Bool(&r.Opening)
 	c.U32(&r.Number)
 	c.Key(&r.Payee)
 	codeQuote(c, &r.Quote)
