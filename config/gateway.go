@@ -42,6 +42,9 @@ type Guest struct {
 	Mode      GuestMd  `toml:"mode" doc:"voucher asks guests for a code before they get the internet, open does not. The mesh is free for them either way, as far as its nodes let them in."`
 	Network   string   `toml:"network" doc:"This device's IPv4 address among guests, and how many addresses there are."`
 	DHCP      DHCPMode `toml:"dhcp" doc:"auto drives dnsmasq when it is installed and serves DHCP itself otherwise; dnsmasq and own insist; off leaves it to another."`
+	Host      string   `toml:"host" doc:"A name for the first page, with certificate and key: then devices are told of the page when they join (RFC 8910). Guests find it here." example:"\"wifi.example.org\""`
+	Cert      string   `toml:"certificate" doc:"File of host's certificate and its chain, PEM, from an authority that devices know." example:"\"/etc/weft/wifi.pem\""`
+	Key       string   `toml:"key" doc:"File of its private key, PEM." example:"\"/etc/weft/wifi.key\""`
 	Welcome   string   `toml:"welcome" doc:"A line on the guests' first page." example:"\"Hello neighbour!\""`
 }
 
@@ -196,6 +199,9 @@ func (f *file) checkSharing(c *Config) {
 	f.short("gateway.deny", len(g.Deny), maxList)
 	f.local("dns.listen", "this resolver is for this device alone", c.DNS.Listen, "off")
 	f.short("dns.upstream", len(c.DNS.Upstream), 16)
+	if g := c.Guest; (g.Host == "") != (g.Cert == "") || (g.Cert == "") != (g.Key == "") {
+		f.report("guest.host", "host, certificate and key belong together: set all three or none")
+	}
 	f.word("guest.mode", string(c.Guest.Mode), "voucher", "open")
 	f.word("guest.dhcp", string(c.Guest.DHCP), "auto", "dnsmasq", "own", "off")
 	if p, err := netip.ParsePrefix(c.Guest.Network); err != nil || !p.Addr().Is4() || !p.Addr().IsPrivate() || p.Bits() < 8 || p.Bits() > 29 {

@@ -510,8 +510,12 @@ func (s *sharing) meterEvent(e meter.Event) {
 // newDNS makes the resolver.
 func (s *sharing) newDNS() (*dns.Resolver, error) {
 	n := s.n
+	zones := []string{"weft"}
+	if h := n.cfg.Guest.Host; h != "" {
+		zones = append(zones, h)
+	}
 	return dns.New(dns.Config{
-		Dial: s.dialUpstream, Upstreams: n.cfg.DNS.Upstream, Zones: []string{"weft"}, Names: s.meshName, Reverse: s.reverse,
+		Dial: s.dialUpstream, Upstreams: n.cfg.DNS.Upstream, Zones: zones, Names: s.meshName, Reverse: s.reverse,
 		DNS64: func() (netip.Prefix, bool) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -521,8 +525,11 @@ func (s *sharing) newDNS() (*dns.Resolver, error) {
 	})
 }
 
-// meshName finds the address of a name that ends in .weft.
+// meshName finds the address of a name that ends in .weft, and of the guests' first page.
 func (s *sharing) meshName(_ context.Context, name string) ([]netip.Addr, bool) {
+	if a, ok := s.guest.portal(name); ok {
+		return a, true
+	}
 	key, err := s.n.find(strings.TrimSuffix(name, ".weft"))
 	if err != nil {
 		return nil, false

@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -61,11 +62,35 @@ func (gs *guests) open(s *sharing) error {
 	}
 	gs.cfg = guest.Config{StateDir: s.n.opt.StateDir, Interface: c.Interface, Prefix: s.n.self.Subnet(), Range: network.Masked(), Out: out, MTU: int(s.mtu()),
 		DHCP: guest.DHCP(c.DHCP), Access: access, DNSPort: 53, Domain: "weft", Name: s.n.cfg.Name, Welcome: c.Welcome, Log: s.n.log.With("room", "guest")}
+	if c.Host != "" {
+		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return fmt.Errorf("guest.certificate: %w", err)
+		}
+		if err := pair.Leaf.VerifyHostname(c.Host); err != nil {
+			return fmt.Errorf("guest.certificate: %w", err)
+		}
+		gs.cfg.Host, gs.cfg.TLS = c.Host, &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+	}
 	gs.g, err = guest.Open(gs.cfg)
 	if err != nil {
 		return fmt.Errorf("guests: %w", err)
 	}
 	return nil
+}
+
+// portal returns the addresses of the first page's name.
+func (gs *guests) portal(name string) ([]netip.Addr, bool) {
+	if gs.g == nil || gs.cfg.Host == "" || !strings.EqualFold(name, gs.cfg.Host) {
+		return nil, false
+	}
+	var out []netip.Addr
+	for _, a := range []netip.Addr{gs.cfg.Addr4(), gs.cfg.Addr6()} {
+		if a.IsValid() {
+			out = append(out, a)
+		}
+	}
+	return out, true
 }
 
 func (gs *guests) services() []func(context.Context) error {
