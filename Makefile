@@ -35,6 +35,7 @@ unit:
 	@if [ "$$(id -u)" != 0 ]; then echo; echo "*** not root: tests with network namespaces and real interfaces are SKIPPED. All of them: sudo make test"; echo; fi
 	go test -timeout 15m $$(go list ./... | grep -v -e /lab/netns -e /lab/bench -e /ledger/bft -e /ledger/lite)
 	go test -timeout 15m -tags engine ./ledger/bft/... ./ledger/lite
+	sh ledger/bft/testdata/older-engine
 	go test -timeout 15m -p 1 ./lab/netns ./lab/bench
 
 race:
@@ -77,6 +78,8 @@ fuzz:
 # The whole test suite over and over, in random order, until it fails.
 soak:
 	WEFT_SIM_NODES=1000 go test -count=1 -timeout 30m -run Large -v ./lab/sim
+	WEFT_SOAK=1 go test -count=1 -timeout 30m -tags engine -run TestKill ./ledger/bft
+	WEFT_SOAK=1 go test -count=1 -timeout 30m -run 'Meters|Gateway' ./lab/netns
 	@i=0; while go test -count=1 -shuffle=on ./... >soak.log 2>&1; do i=$$((i+1)); echo "round $$i passed"; done; cat soak.log; exit 1
 
 # What is generated and committed.
