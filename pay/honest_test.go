@@ -87,6 +87,17 @@ func TestMonth(t *testing.T) {
 	if f.slow == 0 {
 		t.Error("a budget that is used up changes nothing")
 	}
+	// A smaller budget holds at once, whatever was set aside before.
+	user.pay.SetWallet(Wallet{Budget: 20 * credits, MaxPrice: testPrice, TabSize: credits})
+	w.run(time.Minute)
+	signed := f.debit().Signed
+	user.pay.SetWallet(Wallet{Budget: signed + 1000, MaxPrice: testPrice, TabSize: credits})
+	w.run(time.Minute)
+	if got := f.debit().Signed; got != signed+1000 {
+		t.Errorf("signed %d beyond a budget of 1000", got-signed)
+	}
+	f.rate = 0
+	w.run(12 * time.Second)
 	if w.chain.total() != 200*credits {
 		t.Errorf("money was made: %d", w.chain.total())
 	}
@@ -113,6 +124,35 @@ func TestLossy(t *testing.T) {
 	gw.mustAudit()
 }
 
+// The last voucher is lost: it is sent again when the payee's status shows an older one, and after a restart of the payer too.
+func TestLostLast(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		w := newWorld(t)
+		user, gw := w.add(), w.add()
+		f := w.flow(user, gw, Internet, 1_250_000)
+		w.run(time.Minute)
+		f.rate = 0
+		user.filter = func(_ *peer, b []byte) []byte {
+			if b[0] == typeVoucher {
+				return nil
+			}
+			return b
+		}
+		w.run(12 * time.Second)
+		if f.debit().Signed == f.promised() {
+			t.Fatal("nothing was lost")
+		}
+		if restart {
+			user.crash(time.Second)
+		}
+		user.filter = nil
+		w.run(30 * time.Second)
+		if s := f.debit().Voucher.Amount; s != f.promised() || f.credit().owed() > Cost(GapBytes, testPrice) {
+			t.Errorf("signed %d, promised %d", s, f.promised())
+		}
+	}
+}
+
 // The chain is away for three weeks: tabs go on to their cap and lifetime, and all claims are paid once when it is back.
 func TestPartition(t *testing.T) {
 	w := newWorld(t)
@@ -136,6 +176,9 @@ func TestPartition(t *testing.T) {
 	w.run(20 * time.Minute)
 	if got := f.promised(); got != credits {
 		t.Errorf("promised %d of a tab of %d", got, credits)
+	}
+	if s := f.debit().Signed; s != credits {
+		t.Errorf("signed %d of a tab of %d", s, credits)
 	}
 	// … and T beyond.
 	f.checkPayee(0, w.tar.Trust)
@@ -283,7 +326,11 @@ func TestEpochs(t *testing.T) {
 	}
 	f.rate = 0
 	w.run(12 * time.Second)
-	if c, d := f.credit(), f.debit(); c.Bytes != f.full || d.Bytes != f.full {
+	for _, r := range []*Reading{gw.meter.of(ID{relay.key, Carriage}, Payer), relay.meter.of(ID{gw.key, Carriage}, Payee)} {
+		r.Mark = Mark{Epoch: 99, Recv: 60_000_000} // already further than the epoch before
+	}
+	w.run(12 * time.Second)
+	if c, d := f.credit(), f.debit(); c.Bytes != f.full+60_000_000 || d.Bytes != c.Bytes {
 		t.Errorf("%d carried, %d and %d billed", f.full, c.Bytes, d.Bytes)
 	}
 	if a := gw.mustAudit(); a.Lines < 5 {

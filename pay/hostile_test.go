@@ -65,8 +65,12 @@ func TestForgedClaims(t *testing.T) {
 		}
 		return b
 	}
+	vouchers := f.debit().Voucher.Seq
 	w.run(5 * time.Minute)
 	f.checkPayer(f.full + f.slow)
+	if n := f.debit().Voucher.Seq - vouchers; n > 5*60*2 {
+		t.Errorf("%d vouchers in 5 minutes", n)
+	}
 	dear := Quote{Service: Internet, Price: testPrice * 3 / 2, Seller: gw.key, Account: gw.key, Seq: 1 << 40, From: w.now.Unix(), Until: w.now.Unix() + 1000}
 	dear.sign(gw.a)
 	user.pay.Handle(w.now, gw.key, dear.AppendTo(nil))
@@ -357,6 +361,10 @@ func TestEarlyCloser(t *testing.T) {
 	w.leap(8 * 24 * time.Hour)
 	gw.chain.cut = false
 	w.chain.expire()
+	// The payer has opened it anew: its epoch is another, and the voucher void.
+	again := f.debit().Tab
+	again.Epoch, again.Expiry = 100, w.now.Unix()+10*86400
+	w.chain.tabs[again.ID] = &again
 	w.leap(2 * time.Hour)
 	if v := gw.pay.View(w.now); len(v.Over) != 1 || v.Over[0].State != Settled || v.Over[0].Lost+w.chain.paid[gw.key] != promised {
 		t.Errorf("%+v, promised %d", v.Over, promised)
@@ -594,6 +602,76 @@ func TestAuditFinds(t *testing.T) {
 		if a, err := user.pay.Audit(w.now); err != nil || len(a.Findings) == 0 {
 			t.Errorf("%s: nothing was found (%v)", what, err)
 		}
+	}
+}
+
+// A gateway that restarts while somebody is throttled serves that one no faster for it.
+func TestRestartForgivesNothing(t *testing.T) {
+	w := newWorld(t)
+	thief, gw := w.add(), w.add()
+	f := w.flow(thief, gw, Internet, 12_500_000)
+	w.open(f)
+	thief.filter = func(_ *peer, b []byte) []byte {
+		if b[0] == typeVoucher {
+			return nil
+		}
+		return b
+	}
+	w.run(30 * time.Second)
+	before, owed := f.full, f.credit().owed()
+	const crashes = 20
+	for range crashes {
+		gw.crash(time.Second)
+		w.run(5 * time.Second)
+		if s := f.credit().state; s != Throttled {
+			t.Fatalf("state %s after a restart", s)
+		}
+	}
+	if more := f.full - before; more > crashes*uint64((ShapeTime+2*step).Seconds()*12_500_000) {
+		t.Errorf("%d bytes at the full rate in %d restarts", more, crashes)
+	}
+	if o := f.credit().owed(); o < owed/2 {
+		t.Errorf("owed %d, was %d", o, owed)
+	}
+}
+
+// A voucher is worth no more than the tab holds, and nothing of what was claimed before the tab was known here.
+func TestWorth(t *testing.T) {
+	w := newWorld(t)
+	user, gw := w.add(), w.add()
+	f := w.flow(user, gw, Internet, 0)
+	w.run(time.Second)
+	tab := tx.Tab{Epoch: 5, Number: TabNumber(gw.key, Internet), Payer: user.key, Payee: gw.key, Signer: user.key, Earmark: 1000, Claimed: 300, Expiry: w.now.Unix() + 20*86400}
+	tab.ID = tx.TabIDOf(testChain, tab.Payer, tab.Payee, tab.Number)
+	rely := func(claimed, earmark int64) {
+		tab.Claimed, tab.Earmark = claimed, earmark
+		w.now = w.now.Add(10 * time.Second)
+		for _, part := range splitAnchor(Internet, uint32(w.now.Unix()), anchorOf(&tab, w.now)) {
+			gw.pay.Handle(w.now, user.key, part.AppendTo(nil))
+		}
+		gw.pay.Tick(w.now)
+	}
+	rely(300, 1000)
+	for i, c := range []struct{ amount, want int64 }{{200, 0}, {400, 100}, {1000, 700}, {5000, 700}} {
+		v, err := tx.Voucher{Chain: testChain, Tab: tab.ID, Epoch: 5, Seq: uint64(i + 1), Amount: c.amount}.Sign(user.a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := v.Encode()
+		gw.pay.Handle(w.now, user.key, b[:])
+		w.now = w.now.Add(2 * time.Second)
+		gw.pay.Tick(w.now)
+		if got := f.promised(); got != c.want {
+			t.Errorf("a voucher for %d is worth %d, want %d", c.amount, got, c.want)
+		}
+	}
+	rely(300, 3000) // topped up: the voucher that was given is worth more now
+	if got := f.promised(); got != 2700 {
+		t.Errorf("worth %d after a top-up", got)
+	}
+	rely(300, 400) // an older proof changes nothing
+	if got := f.promised(); got != 2700 {
+		t.Errorf("worth %d after an old proof", got)
 	}
 }
 

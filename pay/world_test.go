@@ -364,6 +364,7 @@ func (w *world) add() *peer {
 
 func (p *peer) start() {
 	p.w.t.Helper()
+	p.verdicts = map[ID]Verdict{} // whoever carries them out starts anew as well
 	var err error
 	settler := p.settler
 	if settler == nil {
