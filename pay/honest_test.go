@@ -324,6 +324,7 @@ func TestEpochs(t *testing.T) {
 			r.Mark = Mark{Epoch: uint64(10 + i)}
 		}
 	}
+	w.run(20 * time.Second)
 	f.rate = 0
 	w.run(12 * time.Second)
 	for _, r := range []*Reading{gw.meter.of(ID{relay.key, Carriage}, Payer), relay.meter.of(ID{gw.key, Carriage}, Payee)} {

@@ -66,6 +66,7 @@ func TestForgedClaims(t *testing.T) {
 		return b
 	}
 	vouchers := f.debit().Voucher.Seq
+	f.eager = true
 	w.run(5 * time.Minute)
 	f.checkPayer(f.full + f.slow)
 	if n := f.debit().Voucher.Seq - vouchers; n > 5*60*2 {
@@ -617,7 +618,9 @@ func TestRestartForgivesNothing(t *testing.T) {
 		}
 		return b
 	}
-	w.run(30 * time.Second)
+	for f.credit().state != Throttled {
+		w.step()
+	}
 	before, owed := f.full, f.credit().owed()
 	const crashes = 20
 	for range crashes {

@@ -105,7 +105,7 @@ func (p *Pay) load() error {
 			if d.HasTab {
 				d.tab = &d.Tab
 			}
-			d.stored, d.send = true, d.Voucher.Seq != 0
+			d.stored = true
 		case kindOld:
 			h := &held{}
 			if err := tx.Decode(v, h); err != nil {
