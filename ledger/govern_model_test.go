@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"weft/ident"
 	"weft/ledger/tx"
 )
 
@@ -612,6 +613,12 @@ func TestGovernAgainstModel(t *testing.T) {
 				if unadmitted[s.agent] { // a stranger's refused application uses no nonce: the next one does not fit
 					if out.Results[i].Code == OK {
 						t.Fatalf("height %d: %T of %d was applied out of order", n.height, s.body, s.agent)
+					}
+					continue
+				}
+				if rk, ok := s.body.(*tx.Rekey); ok && rk.Word == (ident.Signature{}) { // the member came in this very block: nothing could be signed
+					if out.Results[i].Code == OK {
+						t.Fatalf("height %d: a new key that has not signed was taken", n.height)
 					}
 					continue
 				}
