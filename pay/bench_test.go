@@ -7,8 +7,8 @@ import (
 	"weft/ident"
 )
 
-// BenchmarkBook is what a voucher costs its payee without the disk: parse, verify, encode the record, book, answer. The disk is waited for
-// once for all vouchers of a tick.
+// BenchmarkBook is what a voucher costs its payee without the disk: parse, verify, encode the record, book, answer. The disk is
+// waited for once for all vouchers of a tick.
 func BenchmarkBook(b *testing.B) {
 	w := newWorld(b)
 	user, gw := w.add(), w.add()
@@ -40,7 +40,8 @@ func BenchmarkBook(b *testing.B) {
 	}
 }
 
-// BenchmarkSecond is a second of a 100 Mbit/s link, both ends together: meters, ticks, statuses, vouchers. Divide by a second for the share of a core.
+// BenchmarkSecond is a second of a 100 Mbit/s link, both ends together: meters, ticks, statuses, vouchers. Divide by a second for
+// the share of a core.
 func BenchmarkSecond(b *testing.B) {
 	w := newWorld(b)
 	user, gw := w.add(), w.add()

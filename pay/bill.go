@@ -14,8 +14,8 @@ import (
 // maxLines bounds the bill: two years of 25 accounts a day.
 const maxLines = 20_000
 
-// Line is a part of a bill: one account at one price in one tab, for a day at most. The readings at its ends back it: its Bytes are what
-// moved between them, its Amount is Bytes at Price.
+// Line is a part of a bill: one account at one price in one tab, for a day at most. The readings at its ends back it: its Bytes
+// are what moved between them, its Amount is Bytes at Price.
 type Line struct {
 	Number      uint64 // 0: not closed yet
 	Role        Role
@@ -88,8 +88,8 @@ func (l *Line) sign(v *tx.Voucher, at *Mark, n int64) {
 	}
 }
 
-// lineLocked adds to the line of an account what moved from one mark to another; it closes the line first when day, price, tab or the
-// counters' epoch have changed, or something moved that was not billed.
+// lineLocked adds to the line of an account what moved from one mark to another; it closes the line first when day, price, tab or
+// the counters' epoch have changed, or something moved that was not billed.
 func (p *Pay) lineLocked(role Role, id ID, has *bool, l *Line, q *Quote, tab *held, last, to *Mark, n uint64, rem uint64, now time.Time) {
 	now = now.UTC().Truncate(time.Second)
 	var id16 tx.TabID
@@ -199,8 +199,9 @@ type Audited struct {
 	Findings                   []Finding
 }
 
-// Audit checks every line against the readings that back it, every voucher and receipt against its signature and its line, the sums against the
-// accounts, and the newest readings against the meter as it is now. An empty list of findings means that all of it agrees.
+// Audit checks every line against the readings that back it, every voucher and receipt against its signature and its line, the
+// sums against the accounts, and the newest readings against the meter as it is now. An empty list of findings means that all of
+// it agrees.
 func (p *Pay) Audit(now time.Time) (Audited, error) {
 	lines, err := p.Bill(time.Time{}, now.Add(24*time.Hour))
 	if err != nil {

@@ -2,8 +2,8 @@ package pay
 
 import "weft/ident"
 
-// Haul is what passed over a link for one node at the far side of it, in the hop class of gateway traffic: cumulative since the link's counters
-// began, in billed bytes.
+// Haul is what passed over a link for one node at the far side of it, in the hop class of gateway traffic: cumulative since the
+// link's counters began, in billed bytes.
 type Haul struct {
 	Dest       ident.NodeID
 	Sent, Recv uint64
@@ -11,9 +11,10 @@ type Haul struct {
 	Delivered  int // of what was sent, permille that is known to arrive; what the payee sends is its payer's to receive
 }
 
-// Carried turns hauls into the counts of a carriage account: a byte counts once for each relay that is paid from it, and what was sent only as
-// far as it is delivered. Payer (the gateway's side) and payee (the user's side) of a link keep one each. The zero value is ready. It belongs to one
-// goroutine, and its counts begin again with the process: Config.Meter gives them an epoch of their own.
+// Carried turns hauls into the counts of a carriage account: a byte counts once for each relay that is paid from it, and what was
+// sent only as far as it is delivered. Payer (the gateway's side) and payee (the user's side) of a link keep one each. The zero
+// value is ready. It belongs to one goroutine, and its counts begin again with the process: Config.Meter gives them an epoch of
+// their own.
 type Carried struct {
 	link       uint64
 	last       map[ident.NodeID]Haul

@@ -199,7 +199,8 @@ func TestSybils(t *testing.T) {
 	}
 }
 
-// Vouchers that are old, of another tab, epoch or chain, by another key, not rising, or for another node of the same member: none counts.
+// Vouchers that are old, of another tab, epoch or chain, by another key, not rising, or for another node of the same member: none
+// counts.
 func TestReplay(t *testing.T) {
 	w := newWorld(t)
 	user, gw := w.add(), w.add()
@@ -322,7 +323,8 @@ func TestAnchors(t *testing.T) {
 	}
 }
 
-// The payer closes its tab on the chain as soon as it has been served. What it signed is claimed; what it did not sign is within E.
+// The payer closes its tab on the chain as soon as it has been served. What it signed is claimed; what it did not sign is within
+// E.
 func TestEarlyCloser(t *testing.T) {
 	w := newWorld(t)
 	user, gw := w.add(), w.add()

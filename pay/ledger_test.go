@@ -91,8 +91,8 @@ func (k *bookkeeper) Submit(_ context.Context, body tx.Body) ([]byte, error) {
 	}
 }
 
-// On the real ledger: a user −X, the gateway +Y, the relay +Z, X = Y + Z; and X is the price times both meters. With the chain away for a
-// week in between, and early closing at the end.
+// On the real ledger: a user −X, the gateway +Y, the relay +Z, X = Y + Z; and X is the price times both meters. With the chain
+// away for a week in between, and early closing at the end.
 func TestLedger(t *testing.T) {
 	w := newWorld(t)
 	user, gw, relay := w.add(), w.add(), w.add()

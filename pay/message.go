@@ -264,7 +264,8 @@ type Ask struct{ Service Service }
 // AppendTo implements Message.
 func (m *Ask) AppendTo(b []byte) []byte { return append(b, typeAsk, version, byte(m.Service), 0) }
 
-// ParseMessage reads a message without checking signatures. What it takes encodes to the same bytes again. A *TabAnchor is a view of b.
+// ParseMessage reads a message without checking signatures. What it takes encodes to the same bytes again. A *TabAnchor is a view
+// of b.
 func ParseMessage(b []byte) (Message, error) {
 	if len(b) < 4 || b[1] != version {
 		return nil, malformed("%d bytes, or a version that is not known here", len(b))
@@ -330,9 +331,10 @@ func ParseMessage(b []byte) (Message, error) {
 	}
 }
 
-// TabNumber returns the smallest number of a tab that pays a node for a service; the lowest 8 bits are the payer's to choose, so that it can open
-// another while one is closing, and one from each of its routers. The number is in the tab's id, so one tab cannot pay two nodes of
-// one member, which would each take the same voucher. It is the first 3 bytes of SHA-256("weft/tab-number/1" ‖ 0 ‖ node's key ‖ service).
+// TabNumber returns the smallest number of a tab that pays a node for a service; the lowest 8 bits are the payer's to choose, so
+// that it can open another while one is closing, and one from each of its routers. The number is in the tab's id, so one tab
+// cannot pay two nodes of one member, which would each take the same voucher. It is the first 3 bytes of
+// SHA-256("weft/tab-number/1" ‖ 0 ‖ node's key ‖ service).
 func TabNumber(payee ident.PublicKey, s Service) uint32 {
 	b := append([]byte("weft/tab-number/1\x00"), payee[:]...)
 	h := sha256.Sum256(append(b, byte(s)))

@@ -178,13 +178,29 @@ func FuzzRecords(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, k, v []byte) {
-		p := &Pay{cfg: Config{Store: &memory{m: map[string][]byte{string(k): v}}}, credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{}}
-		if p.load() != nil {
+		load := func(k, v []byte) (l []Entry, err error) {
+			p := &Pay{cfg: Config{Store: &memory{m: map[string][]byte{string(k): v}}}, credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{}}
+			if err := p.load(); err != nil {
+				return nil, err
+			}
+			for _, c := range p.credits {
+				l = append(l, c.entry())
+			}
+			for _, d := range p.debits {
+				l = append(l, d.entry())
+			}
+			for _, h := range p.old {
+				l = append(l, h.entry())
+			}
+			return l, nil
+		}
+		l, err := load(k, v)
+		if err != nil {
 			return
 		}
-		for _, c := range p.credits {
-			if e := c.entry(); !bytes.Equal(e.Value, v) {
-				t.Errorf("%x became %x", v, e.Value)
+		for _, e := range l { // what was taken stays as it is from then on
+			if again, err := load(e.Key, e.Value); err != nil || len(again) != 1 || !bytes.Equal(again[0].Value, e.Value) {
+				t.Errorf("%x became %x, then %x, %v", v, e.Value, again, err)
 			}
 		}
 	})

@@ -9,12 +9,13 @@
 //
 // The chain is needed to open a tab and to claim, and for nothing between: tabs go on without it to their cap and lifetime.
 //
-// node makes one [Pay], hands it the messages of channel 3 ([Pay.Handle]), carries out its verdicts in gateway and forward and runs
-// [Pay.Serve]. There is no socket and no clock in the machines: [Pay.Handle], [Pay.Tick] and [Pay.Settle] take the time, Serve alone reads it.
+// node makes one [Pay], hands it the messages of channel 3 ([Pay.Handle]), carries out its verdicts in gateway and forward and
+// runs [Pay.Serve]. There is no socket and no clock in the machines: [Pay.Handle], [Pay.Tick] and [Pay.Settle] take the time,
+// Serve alone reads it.
 //
-// All methods may be called from any goroutine. Config's functions are called without a lock held but Member, Rate, Price and Tariff, which
-// must not call back. Serve runs two goroutines: one ticks and is the only one to call Send and Enforce, one waits for the Settler.
-// Memory is bounded by the limits below. This package imports ident and ledger/tx.
+// All methods may be called from any goroutine. Config's functions are called without a lock held but Member, Rate, Price and
+// Tariff, which must not call back. Serve runs two goroutines: one ticks and is the only one to call Send and Enforce, one waits
+// for the Settler. Memory is bounded by the limits below. This package imports ident and ledger/tx.
 //
 //	message.go   the messages as bytes
 //	charge.go    bytes into money; readings of the meter
@@ -44,14 +45,15 @@ import (
 
 // The bounds that this package promises, and the figures that they follow from (docs/spec/pay.md section 7).
 const (
-	// A payer that never signs costs its payee at most p·(E + R·(DetectTime + ShapeTime)) at the full rate R inside a tab, and T in place of
-	// p·E outside of one, where that is more. What flows at the free tier is free.
+	// A payer that never signs costs its payee at most p·(E + R·(DetectTime + ShapeTime)) at the full rate R inside a tab, and T
+	// in place of p·E outside of one, where that is more. What flows at the free tier is free.
 	GraceTime  = 2 * time.Second              // between too much debt and the free tier
 	meterLag   = time.Second                  // beacons come each second
 	DetectTime = GraceTime + meterLag + every // until the verdict
 	ShapeTime  = time.Second                  // until node has carried it out
 
-	// A payee that asks for too much gets at most p·(GapBytes + GapPermille/1000·B) more than B bytes by the payer's own meter cost.
+	// A payee that asks for too much gets at most p·(GapBytes + GapPermille/1000·B) more than B bytes by the payer's own meter
+	// cost.
 	GapBytes    = 1 << 20
 	GapPermille = 10
 
@@ -120,9 +122,9 @@ type ID struct {
 	Service Service
 }
 
-// Reading is what the meter says of one account. Bytes are billed ones (docs/spec/meter.md section 1), cumulative in Epoch: what was
-// sent as far as both ends agree, and what was received by this node's own count. For carriage each byte counts as many times as there
-// are relays still to be paid, and what was sent is what is known to be delivered.
+// Reading is what the meter says of one account. Bytes are billed ones (docs/spec/meter.md section 1), cumulative in Epoch: what
+// was sent as far as both ends agree, and what was received by this node's own count. For carriage each byte counts as many times
+// as there are relays still to be paid, and what was sent is what is known to be delivered.
 type Reading struct {
 	ID
 	Role Role
@@ -137,7 +139,8 @@ type Mark struct {
 	Beacon     uint64 // number of the newest beacon that they rest on; 0: not known
 }
 
-// Meter is the counters. An account's reading shows up when the service begins, before it has moved much: bytes are billed from there.
+// Meter is the counters. An account's reading shows up when the service begins, before it has moved much: bytes are billed from
+// there.
 type Meter interface {
 	// Readings returns all accounts there are now.
 	Readings() []Reading
@@ -175,8 +178,8 @@ type Wallet struct {
 	TabSize  int64  // to set aside at once; 0: an eighth of Budget
 }
 
-// Config is what a Pay needs. Settler, VerifyAnchor and Enforce may be nil: then there are no tabs but what was stored, no anchors are
-// believed, and verdicts are only for [Pay.Verdict].
+// Config is what a Pay needs. Settler, VerifyAnchor and Enforce may be nil: then there are no tabs but what was stored, no
+// anchors are believed, and verdicts are only for [Pay.Verdict].
 type Config struct {
 	Signer  tx.Signer       // the node's key
 	Account ident.PublicKey // the member whose node this is: who is paid. Often the node's own key
@@ -326,8 +329,8 @@ func (p *Pay) Serve(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Handle takes a datagram that came inside the session with peer. It checks signatures, writes nothing and does not wait: what follows from the
-// message happens in the next Tick, which Serve brings forward.
+// Handle takes a datagram that came inside the session with peer. It checks signatures, writes nothing and does not wait: what
+// follows from the message happens in the next Tick, which Serve brings forward.
 func (p *Pay) Handle(now time.Time, peer ident.PublicKey, payload []byte) {
 	m, err := ParseMessage(payload)
 	if err != nil {
@@ -465,7 +468,8 @@ func (p *Pay) absorbLocked(r *Reading, tariff *Tariff, now time.Time) {
 	}
 }
 
-// commit makes durable what has changed, and only then acts on it: vouchers that came are booked, vouchers that were signed go out.
+// commit makes durable what has changed, and only then acts on it: vouchers that came are booked, vouchers that were signed go
+// out.
 func (p *Pay) commit(now time.Time, durable []Reading, sign bool) {
 	p.writing.Lock()
 	defer p.writing.Unlock()

@@ -269,8 +269,8 @@ func (p *Pay) judgeLocked(c *credit, t *Tariff, now time.Time) {
 	p.statusLocked(c, t, owed, limit, now)
 }
 
-// decayLocked forgives what the free tier would have carried. In OPEN nothing is forgiven: what is owed there gets paid, and the bill is the
-// meters' figures times the price.
+// decayLocked forgives what the free tier would have carried. In OPEN nothing is forgiven: what is owed there gets paid, and the
+// bill is the meters' figures times the price.
 func (p *Pay) decayLocked(c *credit, t *Tariff, now time.Time) {
 	if c.decayAt.IsZero() || c.state == Open || c.owed() <= 0 {
 		c.decayAt = now
@@ -402,8 +402,8 @@ func (p *Pay) creditOfTabLocked(peer ident.PublicKey, id tx.TabID) *credit {
 	return nil
 }
 
-// voucherFitsLocked judges all of a voucher but its signature. answer is true for one that the peer should not have sent if it knew what
-// it has signed; telling it is limited.
+// voucherFitsLocked judges all of a voucher but its signature. answer is true for one that the peer should not have sent if it
+// knew what it has signed; telling it is limited.
 func (p *Pay) voucherFitsLocked(c *credit, v *tx.Voucher, now time.Time) (ok, answer bool) {
 	if c == nil || c.tab == nil {
 		return false, false
@@ -510,8 +510,8 @@ func (c *credit) stage(book bool, now time.Time) bool {
 	return false
 }
 
-// apply puts a tab and a voucher into a record, and returns the tab that they replace. It is done twice: on a copy, to write it, and on
-// the account once that is durable.
+// apply puts a tab and a voucher into a record, and returns the tab that they replace. It is done twice: on a copy, to write it,
+// and on the account once that is durable.
 func (r *creditRecord) apply(tab *held, v *tx.Voucher, most uint64) (over *held) {
 	if tab != nil {
 		if r.HasTab && r.Tab.key() == tab.key() {

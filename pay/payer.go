@@ -81,8 +81,8 @@ func (d *debit) busy(now time.Time) bool {
 	return now.Sub(d.moved) < 10*time.Second || d.wants
 }
 
-// meterDebitLocked counts what has moved at the price in force. Until there is one, it waits: the first price that is accepted holds for
-// what came before.
+// meterDebitLocked counts what has moved at the price in force. Until there is one, it waits: the first price that is accepted
+// holds for what came before.
 func (p *Pay) meterDebitLocked(d *debit, r *Reading, now time.Time) {
 	d.gap = r.Gap
 	if !d.Seen {
@@ -147,8 +147,8 @@ func (p *Pay) hearQuote(now time.Time, peer ident.PublicKey, q *Quote) bool {
 	return true
 }
 
-// priceLocked puts a quote in force: what the payee says is in force, when it is not dearer, or was announced a minute ago by this node's own clock,
-// and the owner's limit allows it.
+// priceLocked puts a quote in force: what the payee says is in force, when it is not dearer, or was announced a minute ago by
+// this node's own clock, and the owner's limit allows it.
 func (p *Pay) priceLocked(d *debit, id uint64, now time.Time) {
 	if d.Quote.Seq != 0 && d.Quote.ID() == id {
 		return

@@ -48,7 +48,8 @@ func (noChain) Submit(ctx context.Context, _ tx.Body) ([]byte, error) {
 	return nil, ctx.Err()
 }
 
-// TestServe runs both goroutines on the real file: a tab that is known is paid from while the Settler hangs; when Serve ends all is stored.
+// TestServe runs both goroutines on the real file: a tab that is known is paid from while the Settler hangs; when Serve ends all
+// is stored.
 func TestServe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		user, gw := agent(t, 1), agent(t, 2)

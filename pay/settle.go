@@ -10,16 +10,16 @@ import (
 	"weft/ledger/tx"
 )
 
-// Settler is the ledger as pay needs it: node makes one over an engine or a light client, tests over a ledger.Machine. All calls may take
-// long and fail without harm; what a Tab or an Account says must be proven or come from the owner's own engine.
+// Settler is the ledger as pay needs it: node makes one over an engine or a light client, tests over a ledger.Machine. All calls
+// may take long and fail without harm; what a Tab or an Account says must be proven or come from the owner's own engine.
 type Settler interface {
 	// Account returns the account of Config.Account.
 	Account(ctx context.Context) (tx.Account, error)
-	// Tab returns a tab's record as of time at, and an anchor that proves it to the payee, at most MaxAnchor bytes. It returns ErrNoTab when the ledger
-	// surely has none; any other error means that nobody knows.
+	// Tab returns a tab's record as of time at, and an anchor that proves it to the payee, at most MaxAnchor bytes. It returns
+	// ErrNoTab when the ledger surely has none; any other error means that nobody knows.
 	Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte, at time.Time, err error)
-	// Submit signs a body as Config.Account, waits until it was executed and returns its data. It returns ErrTaken when a tab's number is
-	// taken, and any other error when it was refused or nobody knows.
+	// Submit signs a body as Config.Account, waits until it was executed and returns its data. It returns ErrTaken when a tab's
+	// number is taken, and any other error when it was refused or nobody knows.
 	Submit(ctx context.Context, body tx.Body) (data []byte, err error)
 }
 
@@ -35,8 +35,8 @@ const (
 	openTries  = 16
 )
 
-// Settle does at the ledger what is due: looks at tabs, claims, opens, tops up and renews. It waits for the Settler, and ends at the first call that
-// fails: without the chain nothing here is urgent. Calls wait for each other.
+// Settle does at the ledger what is due: looks at tabs, claims, opens, tops up and renews. It waits for the Settler, and ends at
+// the first call that fails: without the chain nothing here is urgent. Calls wait for each other.
 func (p *Pay) Settle(ctx context.Context, now time.Time) error {
 	if p.cfg.Settler == nil {
 		return nil
@@ -133,7 +133,8 @@ func (p *Pay) sawLocked(k tabKey, t *tx.Tab, at time.Time, gone bool, now time.T
 	}
 	h.lookAt = now
 	if gone || t.Epoch != h.Epoch {
-		// What it was worth was given for service and is gone, or was claimed by somebody else for this node: the ledger paid it to the same account.
+		// What it was worth was given for service and is gone, or was claimed by somebody else for this node: the ledger paid it
+		// to the same account.
 		c := p.credits[h.ID]
 		h.Lost, h.Phase = h.claimable(), Settled
 		if h.Lost > 0 {
@@ -231,8 +232,8 @@ func (p *Pay) settlePayer(ctx context.Context, now time.Time) error {
 	return nil
 }
 
-// settleDebit keeps one tab such that what is owed can be signed for. It looks before it acts, so what was done and forgotten in a crash is not done
-// twice.
+// settleDebit keeps one tab such that what is owed can be signed for. It looks before it acts, so what was done and forgotten in
+// a crash is not done twice.
 func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	p.mu.Lock()
 	has, id := d.tab != nil, d.Tab.ID
@@ -332,7 +333,8 @@ func (p *Pay) affordable(ctx context.Context, n int64) (int64, error) {
 	return max(0, min(n, satAdd(a.Balance, a.Limit), tx.MaxAmount)), nil
 }
 
-// open opens a tab, or finds the one that it asked for before a crash: ids follow from keys and numbers, and it looks before it asks.
+// open opens a tab, or finds the one that it asked for before a crash: ids follow from keys and numbers, and it looks before it
+// asks.
 func (p *Pay) open(ctx context.Context, d *debit, now time.Time) error {
 	p.mu.Lock()
 	base, payee := TabNumber(d.Peer, d.Service), d.Quote.Account

@@ -273,8 +273,8 @@ type File struct {
 	path string
 }
 
-// OpenFile opens the file in a state directory. A damaged one is an error that says what to do: what is owed is not made to vanish by
-// beginning anew.
+// OpenFile opens the file in a state directory. A damaged one is an error that says what to do: what is owed is not made to
+// vanish by beginning anew.
 func OpenFile(dir string) (*File, error) {
 	f := &File{path: filepath.Join(dir, FileName)}
 	err := guard(func() (err error) {

@@ -516,7 +516,8 @@ func (f *flow) promised() int64 {
 	return n + c.Paid
 }
 
-// checkPayee holds the payee's loss against the bound: all that was carried and is neither promised nor what the free tier would have carried.
+// checkPayee holds the payee's loss against the bound: all that was carried and is neither promised nor what the free tier would
+// have carried.
 func (f *flow) checkPayee(exposure uint64, trust int64) {
 	w := f.payer.w
 	w.t.Helper()
