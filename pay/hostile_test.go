@@ -708,3 +708,75 @@ func TestReload(t *testing.T) {
 		}
 	}
 }
+
+// A neighbourhood of all sorts, at two gateways that pay a relay: the honest notice nothing, every gateway is within its bounds, and no money
+// comes from nowhere.
+func TestNeighbourhood(t *testing.T) {
+	w := newWorld(t)
+	w.loss = 0.02
+	relay, one, two := w.add(), w.add(), w.add()
+	relay.price[Carriage] = testPrice / 5
+	var honest, others []*flow
+	links := []*flow{w.flow(one, relay, Carriage, 0), w.flow(two, relay, Carriage, 0)}
+	for i := range 12 {
+		user, gw := w.add(), []*peer{one, two}[i%2]
+		f := w.flow(user, gw, Internet, 500_000+uint64(w.rng.IntN(3_000_000)))
+		links[i%2].rate += f.rate
+		switch i {
+		case 3:
+			user.wallet = Wallet{} // never signs
+			user.pay.SetWallet(user.wallet)
+		case 6:
+			f.lie = func(n uint64) (uint64, uint64) { return n / 3, n }
+		case 7:
+			user.guest = true
+		default:
+			honest = append(honest, f)
+			continue
+		}
+		others = append(others, f)
+	}
+	for minute := range 15 {
+		w.run(time.Minute)
+		if minute == 7 {
+			others[0].payer.crash(3 * time.Second)
+			w.chain.down = true
+		}
+		if minute == 11 {
+			w.chain.down = false
+		}
+	}
+	for _, f := range append(w.flows[:0:0], w.flows...) {
+		f.rate = 0
+	}
+	w.loss = 0
+	w.run(20 * time.Second)
+	w.leap(25 * time.Hour)
+	for i, f := range append(honest, links...) {
+		carried := Cost(f.full+f.slow, f.payee.price[f.service])
+		near(t, fmt.Sprint("what honest payer ", i, " has promised and was forgiven"), f.promised()+f.credit().Forgiven.Amount, carried, Cost(2*GapBytes, testPrice))
+		if f.throttledFor > 2*time.Second {
+			t.Errorf("honest payer %d was throttled for %v", i, f.throttledFor)
+		}
+		f.checkPayer(f.full + f.slow)
+	}
+	for i, f := range others {
+		if f.payer.guest {
+			continue
+		}
+		f.rate = 3_500_000
+		f.checkPayee(50<<20, w.tar.Trust)
+		t.Logf("other %d: %d carried, %d promised, %d forgiven, throttled for %v", i, Cost(f.full+f.slow, testPrice), f.promised(), f.credit().Forgiven.Amount, f.throttledFor)
+	}
+	if got, want := w.chain.total(), int64(len(w.peers))*100*credits; got != want {
+		t.Errorf("money was made: %d of %d", got, want)
+	}
+	for _, f := range w.flows {
+		if c := f.credit(); c.tab != nil && c.Tab.Claimed != c.Tab.Voucher.Amount {
+			t.Errorf("claimed %d of %d", c.Tab.Claimed, c.Tab.Voucher.Amount)
+		}
+	}
+	for _, p := range w.peers {
+		p.mustAudit()
+	}
+}

@@ -13,9 +13,10 @@
 // runs [Pay.Serve]. There is no socket and no clock in the machines: [Pay.Handle], [Pay.Tick] and [Pay.Settle] take the time,
 // Serve alone reads it.
 //
-// All methods may be called from any goroutine. Config's functions are called without a lock held but Member, Rate, Price and
-// Tariff, which must not call back. Serve runs two goroutines: one ticks and is the only one to call Send and Enforce, one waits
-// for the Settler. Memory is bounded by the limits below. This package imports ident and ledger/tx.
+// All methods may be called from any goroutine. Config's functions must not call Tick, Settle or Flush; Member, Rate, Price and
+// Tariff are called with the lock of the accounts held, each tick for each account: they are quick and call nothing here. Serve
+// runs two goroutines: one ticks and is the only one to call Send and Enforce, one waits for the Settler. Memory is bounded by
+// the limits below. This package imports ident and ledger/tx.
 //
 //	message.go   the messages as bytes
 //	charge.go    bytes into money; readings of the meter
