@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -49,10 +50,11 @@ type coopFile struct {
 
 // coop is this node's part in a community.
 type coop struct {
-	n    *Node
-	dir  string
-	http http.Handler // the ledger, wherever it is
-	hits *rate.Limiter
+	n      *Node
+	dir    string
+	http   http.Handler // the ledger, wherever it is
+	hits   *rate.Limiter
+	asking atomic.Int64 // questions of others in progress
 
 	nonce sync.Mutex // one transaction at a time
 
@@ -242,13 +244,20 @@ func (c *coop) answer(ctx context.Context) {
 			http.Error(w, "there is no such question", http.StatusNotFound)
 		case !c.hits.Allow():
 			http.Error(w, "too many questions at once; try again", http.StatusTooManyRequests)
+		case c.asking.Add(1) > maxAsking:
+			c.asking.Add(-1)
+			http.Error(w, "too many questions at once; try again", http.StatusTooManyRequests)
 		default:
+			defer c.asking.Add(-1)
 			r.Body = http.MaxBytesReader(w, r.Body, tx.MaxLen)
 			c.http.ServeHTTP(w, r)
 		}
 	})
 	_ = serveHTTP(ctx, ln, h) // ends with ctx
 }
+
+// maxAsking bounds others' questions in progress: whoever waits for a block holds one for a while.
+const maxAsking = 256
 
 // maxFollowers bounds the engines that this one lets connect without being validators.
 const maxFollowers = 64
