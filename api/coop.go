@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"time"
@@ -118,7 +117,7 @@ func (c *Client) DialLedger(ctx context.Context) (net.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", c.socket)
 	if err != nil {
-		return nil, errors.Join(AsError(err), err)
+		return nil, c.dialError(err)
 	}
 	return conn, nil
 }

@@ -20,7 +20,7 @@ func (e *env) replay(cl *bftclient.Client, each func(h ledger.Header, txs [][]by
 	var g ledger.Genesis
 	b, err := cl.Genesis(e.ctx)
 	if err != nil {
-		return g, 0, err
+		return g, 0, plainLedger(err)
 	}
 	if err := tx.Decode(b, &g); err != nil {
 		return g, 0, fmt.Errorf("the genesis: %w", err)
@@ -113,8 +113,16 @@ func (c *coopAuditCmd) Run(e *env) error {
 		return err
 	}
 	if e.json {
+		type balance struct {
+			Account string `json:"account"`
+			Amount  int64  `json:"amount_ncredit"`
+		}
+		balances := []balance{}
+		for _, b := range r.Balances {
+			balances = append(balances, balance{b.Account, b.Amount})
+		}
 		if err := e.printJSON(map[string]any{"height": r.Height, "blocks": r.Blocks, "transactions": r.Txs, "entries": r.Entries, "periods": r.Periods,
-			"balances": r.Balances, "differences": append([]string{}, r.Differences...), "ok": r.OK()}); err != nil {
+			"balances": balances, "differences": append([]string{}, r.Differences...), "ok": r.OK()}); err != nil {
 			return err
 		}
 	} else {
@@ -186,26 +194,46 @@ func (c *coopExportCmd) Run(e *env) error {
 	} else {
 		b = ledger.AppendBeancount(nil, g.Chain, postings, m.TrialBalance())
 	}
-	if c.Output == "" {
+	if c.Output == "" || c.Output == "-" {
 		_, err = e.out.Write(b)
 		return err
 	}
 	if err := os.WriteFile(c.Output, b, 0o600); err != nil {
 		return err
 	}
-	e.say("%s written to %s.", count(len(postings), "line"), c.Output)
+	e.say("%s written to %s.", count(len(postings), "posting"), c.Output)
 	return nil
 }
 
+// periodJSON is a fiscal period as --json prints it; times in seconds since 1970.
+type periodJSON struct {
+	ID        uint64 `json:"id"`
+	Start     int64  `json:"start"`
+	End       int64  `json:"end"`
+	State     string `json:"state"`
+	Allocated int64  `json:"allocated_ncredit"`
+	Cash      int64  `json:"cash_ncredit"` // of it paid
+	Interest  int64  `json:"interest_ncredit"`
+	Others    int64  `json:"others_ncredit"` // from business with others than members; goes to the reserve
+}
+
+func jsonPeriod(p ledger.Period) periodJSON {
+	return periodJSON{p.ID, p.Start, p.End, p.State.String(), p.Allocated, p.Cash, p.Interest, p.Others}
+}
+
 type coopAllocateCmd struct {
-	Period uint64 `arg:"" optional:"" help:"Number of the fiscal period; the newest that is closed when left out."`
+	Period uint64 `arg:"" optional:"" help:"Number of the fiscal period; all periods when left out."`
 }
 
 func (c *coopAllocateCmd) Run(e *env) error {
 	return e.books(func(m *ledger.Machine, now time.Time) error {
 		periods := m.Periods()
 		if e.json && c.Period == 0 {
-			return e.printJSON(periods)
+			out := []periodJSON{}
+			for _, p := range periods {
+				out = append(out, jsonPeriod(p))
+			}
+			return e.printJSON(out)
 		}
 		if c.Period == 0 {
 			t := columns(">PERIOD", "FROM", "TO", "STATE", ">ALLOCATED", ">OF IT PAID")
@@ -222,7 +250,18 @@ func (c *coopAllocateCmd) Run(e *env) error {
 		}
 		all := m.Allotments(c.Period)
 		if e.json {
-			return e.printJSON(map[string]any{"period": p, "allotments": all})
+			type allotment struct {
+				Member   uint64 `json:"member"`
+				Share    int64  `json:"share_ncredit"`
+				Paid     int64  `json:"paid_ncredit"`
+				Capital  int64  `json:"capital_ncredit"`
+				Interest int64  `json:"interest_ncredit"`
+			}
+			out := []allotment{}
+			for _, a := range all {
+				out = append(out, allotment{a.Member, a.Share, a.Cash, a.Retained, a.Interest})
+			}
+			return e.printJSON(map[string]any{"period": jsonPeriod(p), "allotments": out})
 		}
 		if len(all) == 0 {
 			e.say("Period %d is %s: nothing is allocated yet.", p.ID, p.State)
@@ -280,7 +319,7 @@ func (e *env) entry(body tx.Body, format string, args ...any) error {
 		return err
 	}
 	if e.json {
-		return e.printJSON(r)
+		return e.printResult(r)
 	}
 	what := fmt.Sprintf(format, args...)
 	if len(r.Data) == 8 {
@@ -288,7 +327,8 @@ func (e *env) entry(body tx.Body, format string, args ...any) error {
 		waits := false
 		if err := e.books(func(m *ledger.Machine, _ time.Time) error {
 			for _, x := range m.Entries() {
-				waits = waits || x.ID == id && x.State == ledger.EntryWaits
+				_, payout := x.Body.(*tx.Payout) // it waits to be paid, not for a signature
+				waits = waits || x.ID == id && x.State == ledger.EntryWaits && !payout
 			}
 			return nil
 		}); err != nil {
@@ -320,8 +360,8 @@ func (c *coopPayoutCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	e.say("%s\n", ledger.NotLegalAdvice)
-	return e.entry(&tx.Payout{Amount: amount, Way: way, Where: c.Where}, "%s credits are set aside until the treasurer pays them", credits(amount))
+	e.tell("%s", ledger.NotLegalAdvice)
+	return e.entry(&tx.Payout{Amount: amount, Way: way, Where: c.Where}, "%s credits are set aside until a treasurer pays them (weft coop paid)", credits(amount))
 }
 
 type coopPaidCmd struct {
@@ -341,13 +381,31 @@ func (c *coopCountersignCmd) Run(e *env) error {
 	return e.did(&tx.Countersign{Entry: c.Entry}, "Entry %d is signed by a second person.", c.Entry)
 }
 
+// entryJSON is an entry of the treasury as --json prints it; times in seconds since 1970.
+type entryJSON struct {
+	ID     uint64  `json:"id"`
+	State  string  `json:"state"`
+	Kind   string  `json:"kind"`
+	Amount int64   `json:"amount_ncredit"`
+	By     uint64  `json:"by"`               // member
+	Second uint64  `json:"second,omitempty"` // member who countersigned
+	Made   int64   `json:"made"`
+	Until  int64   `json:"until"`           // when it lapses, or can no more be reversed
+	Other  uint64  `json:"other,omitempty"` // the entry that reverses or pays this one
+	Body   tx.Body `json:"body"`            // as the transaction has it
+}
+
 type coopEntriesCmd struct{}
 
 func (c *coopEntriesCmd) Run(e *env) error {
 	return e.books(func(m *ledger.Machine, _ time.Time) error {
 		l := m.Entries()
 		if e.json {
-			return e.printJSON(l)
+			out := []entryJSON{}
+			for _, x := range l {
+				out = append(out, entryJSON{x.ID, x.State.String(), tx.Name(x.Body.Kind()), x.Amount, x.By, x.Second, x.Made, x.Until, x.Other, x.Body})
+			}
+			return e.printJSON(out)
 		}
 		if len(l) == 0 {
 			e.say("There are no entries of the treasury.")

@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
+	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,13 +60,24 @@ func (e *env) ledger() *bftclient.Client {
 	return bftclient.Over(func(ctx context.Context) (net.Conn, error) { return c.DialLedger(ctx) }, api.LedgerPath)
 }
 
+// plainLedger says of an error of the ledger's what the node said, without how it was asked.
+func plainLedger(err error) error {
+	if a, ok := errors.AsType[*api.Error](err); ok {
+		return a
+	}
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		return fmt.Errorf("the ledger does not answer: %w", u.Err)
+	}
+	return err
+}
+
 // books reads the state of the ledger at its newest block.
 func (e *env) books(read func(m *ledger.Machine, now time.Time) error) error {
 	cl := e.ledger()
 	defer cl.Close()
 	s, err := cl.Status(e.ctx)
 	if err != nil {
-		return err
+		return plainLedger(err)
 	}
 	st, err := cl.State(e.ctx, s.Height)
 	if err != nil {
@@ -79,6 +93,9 @@ func (e *env) books(read func(m *ledger.Machine, now time.Time) error) error {
 	return st.Err()
 }
 
+// ncredits are the sums in the ledger's words.
+var ncredits = regexp.MustCompile(`-?[0-9]+ ncredit\b`)
+
 // send signs a transaction and tells what became of it.
 func (e *env) send(body tx.Body) (api.CoopResult, error) {
 	if err := tx.Check(body); err != nil {
@@ -86,9 +103,28 @@ func (e *env) send(body tx.Body) (api.CoopResult, error) {
 	}
 	r, err := e.node().Transact(e.ctx, api.CoopTx{Kind: uint16(body.Kind()), Body: tx.Encode(body)})
 	if err == nil && r.Code != 0 {
-		err = api.Errorf(api.CodeRefused, "the ledger refuses: %s", clean(r.Text))
+		text := ncredits.ReplaceAllStringFunc(clean(r.Text), func(s string) string {
+			n, err := strconv.ParseInt(strings.TrimSuffix(s, " ncredit"), 10, 64)
+			if err != nil {
+				return s
+			}
+			return credits(n) + " credits"
+		})
+		err = api.Errorf(api.CodeRefused, "the ledger refuses: %s", text)
 	}
 	return r, err
+}
+
+// printResult prints what became of a transaction, with the number of what it made, if it made something numbered.
+func (e *env) printResult(r api.CoopResult) error {
+	out := struct {
+		api.CoopResult
+		Number uint64 `json:"number,omitempty"`
+	}{CoopResult: r}
+	if len(r.Data) == 8 {
+		out.Number = binary.BigEndian.Uint64(r.Data)
+	}
+	return e.printJSON(out)
 }
 
 // did sends a transaction of which there is nothing to tell but that it is done.
@@ -98,7 +134,7 @@ func (e *env) did(body tx.Body, format string, args ...any) error {
 		return err
 	}
 	if e.json {
-		return e.printJSON(r)
+		return e.printResult(r)
 	}
 	e.say(format, args...)
 	return nil
@@ -147,7 +183,7 @@ func (e *env) printCoop(s api.Coop) error {
 		return e.printJSON(s)
 	}
 	if s.State == "none" {
-		e.say("No community. %s", clean(s.Why))
+		e.say("Community  none: %s", clean(s.Why))
 		return nil
 	}
 	e.say("Community  %s", clean(s.Chain))
@@ -180,9 +216,9 @@ func (e *env) printCoop(s api.Coop) error {
 }
 
 type coopFoundCmd struct {
-	Name     string   `required:"" help:"Of the community."`
+	Name     string   `required:"" help:"Of the community: letters and digits, at most 30."`
 	Called   string   `help:"Your name in the register (default: the node's name)."`
-	Template string   `help:"Bylaws to begin with: us-coop, uk-cbs, guifi or block."`
+	Template string   `help:"Bylaws to begin with: us-coop, uk-cbs, commons or block."`
 	Set      []string `sep:"none" placeholder:"RULE=VALUE" help:"A bylaw that differs; see: weft coop bylaws."`
 }
 
@@ -253,7 +289,7 @@ func (c *coopSponsorCmd) Run(e *env) error {
 type coopApplyCmd struct {
 	Word string `arg:"" help:"What a member's weft coop sponsor has printed."`
 	Name string `required:"" help:"Your name in the register."`
-	As   string `enum:"person,household,organisation" default:"person" help:"person, household or organisation; each has one vote."`
+	As   string `enum:"person,household,organisation," default:"" help:"person, household or organisation; each has one vote (default: person, or household where the bylaws have only those)."`
 }
 
 func (c *coopApplyCmd) Run(e *env) error {
@@ -263,6 +299,16 @@ func (c *coopApplyCmd) Run(e *env) error {
 		return usageError{fmt.Errorf("that is no word of a member; it begins with %s, and a member's weft coop sponsor prints it", wordPrefix)}
 	}
 	body := &tx.Apply{Called: c.Name, Sponsor: ident.PublicKey(b[:32]), Until: int64(binary.BigEndian.Uint64(b[32:])), Word: ident.Signature(b[40:])}
+	if c.As == "" {
+		if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+			if m.Params().Forms == ledger.FormsHouseholds {
+				c.As = "household"
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
 	body.Form = map[string]tx.Form{"household": tx.Household, "organisation": tx.Organisation}[c.As]
 	if _, err := e.send(body); err != nil {
 		return err
@@ -310,35 +356,78 @@ func findMember(m *ledger.Machine, text string) (ledger.Member, error) {
 	return ledger.Member{}, fmt.Errorf("%d members are called %q: name one by number; see: weft coop members", len(found), text)
 }
 
+// findApplicant finds an applicant by name or key.
+func findApplicant(m *ledger.Machine, text string) (ident.PublicKey, error) {
+	var keys []ident.PublicKey
+	for _, a := range m.Applications() {
+		if strings.EqualFold(a.Name, text) || a.Key.String() == text {
+			keys = append(keys, a.Key)
+		}
+	}
+	switch len(keys) {
+	case 1:
+		return keys[0], nil
+	case 0:
+		return ident.PublicKey{}, fmt.Errorf("there is no applicant %q; see: weft coop members", text)
+	}
+	return ident.PublicKey{}, fmt.Errorf("%d applicants are called %q: name one by key; see: weft coop members", len(keys), text)
+}
+
 type coopVouchCmd struct {
 	Applicant string `arg:"" help:"Name or key of the applicant."`
 	Undo      bool   `help:"Take a vouch back."`
 }
 
 func (c *coopVouchCmd) Run(e *env) error {
-	var keys []ident.PublicKey
-	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
-		for _, a := range m.Applications() {
-			if strings.EqualFold(a.Name, c.Applicant) || a.Key.String() == c.Applicant {
-				keys = append(keys, a.Key)
-			}
-		}
-		return nil
+	var key ident.PublicKey
+	if err := e.books(func(m *ledger.Machine, _ time.Time) (err error) {
+		key, err = findApplicant(m, c.Applicant)
+		return err
 	}); err != nil {
 		return err
 	}
-	if len(keys) != 1 {
-		return fmt.Errorf("%d applicants are called %q; see: weft coop members", len(keys), c.Applicant)
-	}
 	if c.Undo {
-		return e.did(&tx.Unvouch{Applicant: keys[0]}, "The vouch is taken back.")
+		return e.did(&tx.Unvouch{Applicant: key}, "The vouch is taken back.")
 	}
-	return e.did(&tx.Vouch{Applicant: keys[0]}, "You vouch for %s.", clean(c.Applicant))
+	return e.did(&tx.Vouch{Applicant: key}, "You vouch for %s.", clean(c.Applicant))
 }
 
 type coopLeaveCmd struct{}
 
 func (c *coopLeaveCmd) Run(e *env) error { return e.did(&tx.Leave{}, "You are no longer a member.") }
+
+// memberJSON is a member, applicationJSON an applicant as --json prints them; times in seconds since 1970.
+type memberJSON struct {
+	ID       uint64          `json:"id"`
+	Key      ident.PublicKey `json:"key"`
+	Name     string          `json:"name"`
+	Form     string          `json:"form"`
+	Standing string          `json:"standing"`
+	Class    string          `json:"class"`
+	Founder  bool            `json:"founder"`
+	Joined   int64           `json:"joined"`
+	Until    int64           `json:"until"` // of a suspension, 0: none
+}
+
+type applicationJSON struct {
+	Key     ident.PublicKey `json:"key"`
+	Name    string          `json:"name"`
+	Form    string          `json:"form"`
+	Since   int64           `json:"since"`
+	Until   int64           `json:"until"`   // then it lapses
+	Vouches []uint64        `json:"vouches"` // members, the sponsor first
+}
+
+func (e *env) printMembers(all []ledger.Member, apps []ledger.Application) error {
+	ms, as := []memberJSON{}, []applicationJSON{}
+	for _, m := range all {
+		ms = append(ms, memberJSON{m.ID, m.Key, m.Name, fmt.Sprint(m.Form), fmt.Sprint(m.State), fmt.Sprint(m.Class), m.Founder, m.Joined, m.Until})
+	}
+	for _, a := range apps {
+		as = append(as, applicationJSON{a.Key, a.Name, fmt.Sprint(a.Form), a.Since, a.Until, append([]uint64{}, a.Vouches...)})
+	}
+	return e.printJSON(map[string]any{"members": ms, "applications": as})
+}
 
 type coopMembersCmd struct{}
 
@@ -348,7 +437,7 @@ func (c *coopMembersCmd) Run(e *env) error {
 		m.Members(func(mb ledger.Member) bool { all = append(all, mb); return true })
 		apps := m.Applications()
 		if e.json {
-			return e.printJSON(map[string]any{"members": slices.Clip(all), "applications": slices.Clip(apps)})
+			return e.printMembers(all, apps)
 		}
 		t := columns(">NO", "NAME", "FORM", "STANDING", "CLASS", "SINCE", "KEY")
 		for _, mb := range all {
@@ -375,6 +464,9 @@ type coopBylawsCmd struct {
 func (c *coopBylawsCmd) Run(e *env) error {
 	return e.books(func(m *ledger.Machine, now time.Time) error {
 		p := m.Params()
+		if !slices.ContainsFunc(p.List(), func(r ledger.Param) bool { return strings.HasPrefix(r.Name, c.Prefix) }) {
+			return fmt.Errorf("no rule begins with %q; all of them: weft coop bylaws", c.Prefix)
+		}
 		if e.json {
 			out := map[string]string{}
 			for _, r := range p.List() {
@@ -414,6 +506,14 @@ type coopProposeCmd struct {
 }
 
 func (c *coopProposeCmd) Run(e *env) error {
+	for _, t := range []struct {
+		flag, text string
+		most       int
+	}{{"--title", c.Title, 100}, {"--text", c.Text, 2000}} {
+		if len(t.text) > t.most {
+			return usageError{fmt.Errorf("%s has %d bytes, and %d is the most", t.flag, len(t.text), t.most)}
+		}
+	}
 	body := &tx.Propose{Title: c.Title, Text: c.Text}
 	if c.From != "" {
 		at, err := time.ParseInLocation("2006-01-02", c.From, time.Local)
@@ -424,19 +524,19 @@ func (c *coopProposeCmd) Run(e *env) error {
 	}
 	if err := e.books(func(m *ledger.Machine, now time.Time) (err error) {
 		body.Action, err = c.action(e, m)
+		if body.Title == "" && err == nil {
+			body.Title = describeAction(m, body.Action)
+		}
 		return err
 	}); err != nil {
 		return err
-	}
-	if body.Title == "" {
-		body.Title = describeAction(body.Action)
 	}
 	r, err := e.send(body)
 	if err != nil {
 		return err
 	}
 	if e.json {
-		return e.printJSON(r)
+		return e.printResult(r)
 	}
 	id := "?"
 	if len(r.Data) == 8 {
@@ -471,7 +571,10 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 		for _, s := range c.Set {
 			name, value, ok := strings.Cut(s, "=")
 			rule, known := p.Find(name)
-			if !ok || !known {
+			if !ok {
+				return nil, usageError{fmt.Errorf("--set %s: written like --set vote.window=604800", s)}
+			}
+			if !known {
 				return nil, usageError{fmt.Errorf("--set %s: there is no such rule; see: weft coop bylaws", s)}
 			}
 			if err := p.Set(name, value); err != nil {
@@ -494,6 +597,9 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 		if !ok {
 			return nil, usageError{fmt.Errorf("--validator %s: written like KEY@NODEKEY; weft ledger status on that machine shows both", c.Validator)}
 		}
+		if c.Operator == "" {
+			return nil, usageError{fmt.Errorf("say which member runs the validator: --operator MEMBER")}
+		}
 		acts = append(acts, &tx.ActValidators{Changes: []tx.ValidatorChange{{Key: keyOf(k), Operator: member(c.Operator), Node: keyOf(node)}}})
 	}
 	if c.Remove != "" {
@@ -503,14 +609,11 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 		acts = append(acts, &tx.ActElection{Member: member(c.Treasurer)})
 	}
 	if c.Admit != "" {
-		for _, a := range m.Applications() {
-			if strings.EqualFold(a.Name, c.Admit) || a.Key.String() == c.Admit {
-				acts = append(acts, &tx.ActAdmission{Applicant: a.Key})
-			}
+		k, err := findApplicant(m, c.Admit)
+		if err != nil {
+			return nil, err
 		}
-		if len(acts) == 0 {
-			return nil, fmt.Errorf("there is no applicant %q; see: weft coop members", c.Admit)
-		}
+		acts = append(acts, &tx.ActAdmission{Applicant: k})
 	}
 	for _, s := range []struct {
 		who  string
@@ -530,6 +633,8 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case c.Operator != "" && c.Validator == "":
+		return nil, usageError{fmt.Errorf("--operator goes with --validator")}
 	case len(acts) > 1:
 		return nil, usageError{fmt.Errorf("one proposal decides one thing: make %d", len(acts))}
 	case len(acts) == 1:
@@ -540,14 +645,41 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 	return &tx.ActText{}, nil
 }
 
-func describeAction(a tx.Action) string {
+// describeAction is the title of a proposal that was given none.
+func describeAction(m *ledger.Machine, a tx.Action) string {
+	member := func(id uint64) string {
+		mb, _ := m.Member(id)
+		return fmt.Sprintf("%s, member %d", mb.Name, id)
+	}
 	switch a := a.(type) {
 	case *tx.ActBylaws:
 		return "Set " + settingsText(a.Settings)
 	case *tx.ActTariff:
 		return "Set " + settingsText(a.Settings)
-	case nil:
-		return ""
+	case *tx.ActElection:
+		return "Treasurer: " + member(a.Member)
+	case *tx.ActStanding:
+		switch a.Step {
+		case tx.Suspend:
+			return fmt.Sprintf("Suspend %s, for %s", member(a.Member), count(int(a.Days), "day"))
+		case tx.Expel:
+			return "Expel " + member(a.Member)
+		case tx.Reinstate:
+			return "Reinstate " + member(a.Member)
+		}
+	case *tx.ActAdmission:
+		for _, x := range m.Applications() {
+			if x.Key == a.Applicant {
+				return "Admit " + x.Name
+			}
+		}
+	case *tx.ActBlock:
+		return "Block " + a.Changes[0].Node.String()
+	case *tx.ActValidators:
+		if a.Changes[0].Remove {
+			return "Remove validator " + a.Changes[0].Key.String()
+		}
+		return "Validator of " + member(a.Changes[0].Operator)
 	}
 	return "Decide on " + a.Decision().String()
 }
@@ -559,6 +691,28 @@ func settingsText(l []tx.Setting) string {
 	}
 	s := strings.Join(parts, ", ")
 	return s[:min(len(s), 90)]
+}
+
+// proposalJSON is a proposal as --json prints it; times in seconds since 1970, 0 is not yet.
+type proposalJSON struct {
+	ID         uint64    `json:"id"`
+	Author     uint64    `json:"author"` // member
+	Made       int64     `json:"made"`
+	Title      string    `json:"title"`
+	Text       string    `json:"text,omitempty"`
+	Kind       string    `json:"kind"`
+	Action     tx.Action `json:"action"` // as the transaction has it
+	Stage      string    `json:"stage"`
+	Opens      int64     `json:"opens"`
+	Closes     int64     `json:"closes"`
+	Effect     int64     `json:"effect"`
+	Eligible   uint64    `json:"eligible"` // members
+	Quorum     uint64    `json:"quorum"`   // ballots
+	Majority   int64     `json:"majority"` // permille
+	Yes        uint64    `json:"yes"`
+	No         uint64    `json:"no"`
+	Abstain    uint64    `json:"abstain"`
+	Supporters uint64    `json:"supporters"`
 }
 
 type coopProposalsCmd struct {
@@ -579,14 +733,23 @@ func (c *coopProposalsCmd) Run(e *env) error {
 			}
 			return len(rows) < 50
 		})
+		if c.ID != 0 && len(rows) == 0 {
+			return fmt.Errorf("there is no proposal %d; see: weft coop proposals", c.ID)
+		}
 		if e.json {
-			return e.printJSON(rows)
+			out := []proposalJSON{}
+			for _, r := range rows {
+				p, g := r.Proposal, r.Progress
+				out = append(out, proposalJSON{p.ID, p.Author, p.Made, p.Title, p.Text, r.Decision, p.Action, g.Stage.String(), g.Opens, g.Closes,
+					g.Effect, g.Eligible, g.Quorum, g.Majority, g.Yes, g.No, g.Abstain, g.Supporters})
+			}
+			return e.printJSON(out)
 		}
 		if len(rows) == 0 {
 			e.say("There is no proposal. To make one: weft coop propose --help")
 			return nil
 		}
-		t := columns(">NO", "TITLE", "KIND", "STAGE", ">YES", ">NO", ">ABSTAIN", ">OF", ">QUORUM", "CLOSES")
+		t := columns(">NO", "TITLE", "KIND", "STAGE", ">YES", ">NO", ">ABSTAIN", ">OF", ">QUORUM", "STAGE UNTIL")
 		for _, r := range rows {
 			g := r.Progress
 			closes := g.Closes
@@ -652,7 +815,10 @@ func (c *coopDelegateCmd) Run(e *env) error {
 			return err
 		}
 	}
-	return e.did(body, "%s votes for you where you do not vote yourself.", clean(c.Member))
+	if c.Member == "nobody" {
+		return e.did(body, "Nobody votes for you any more%s.", map[bool]string{true: " on " + c.On}[c.On != ""])
+	}
+	return e.did(body, "%s votes for you where you do not vote yourself%s.", clean(c.Member), map[bool]string{true: ", on " + c.On}[c.On != ""])
 }
 
 type coopBooksCmd struct{}
@@ -661,7 +827,17 @@ func (c *coopBooksCmd) Run(e *env) error {
 	return e.books(func(m *ledger.Machine, now time.Time) error {
 		s, funds := m.Sheet(), m.Funds()
 		if e.json {
-			return e.printJSON(map[string]any{"sheet": s, "funds": funds})
+			type fund struct {
+				ID      uint64 `json:"id"`
+				Name    string `json:"name"`
+				Balance int64  `json:"balance_ncredit"`
+			}
+			fs := []fund{}
+			for _, f := range funds {
+				fs = append(fs, fund{f.ID, f.Name, f.Balance})
+			}
+			return e.printJSON(map[string]any{"funds": fs, "cash_ncredit": s.Cash, "lent_ncredit": s.Lent, "owed_ncredit": s.Owed, "funds_ncredit": s.Funds,
+				"capital_ncredit": s.Capital, "shares_ncredit": s.Shares, "arrears_ncredit": s.Arrears, "accounts": s.Accounts})
 		}
 		t := columns("FUND", ">CREDITS")
 		for _, f := range funds {
@@ -738,6 +914,17 @@ func (c *walletSendCmd) Run(e *env) error {
 	return e.did(body, "%s credits are with %s.", credits(amount), clean(name))
 }
 
+// noMember says why there is no account to speak of.
+func noMember(s api.Coop) error {
+	switch {
+	case s.State == "none":
+		return api.Errorf(api.CodeBadRequest, "this node has no community").WithHint("%s", s.Why)
+	case s.Height == 0:
+		return api.Errorf(api.CodeBadRequest, "the ledger is %s: %s", s.State, cmp.Or(s.Why, "it has no block yet"))
+	}
+	return api.Errorf(api.CodeBadRequest, "you are no member yet").WithHint("a member signs for your key (weft coop sponsor KEY), then: weft coop apply --name NAME WORD")
+}
+
 type walletLogCmd struct {
 	Limit int `default:"50" help:"How many lines."`
 }
@@ -748,16 +935,29 @@ func (c *walletLogCmd) Run(e *env) error {
 		return err
 	}
 	if s.Member == 0 {
-		return e.printCoop(s)
+		return noMember(s)
+	}
+	if c.Limit < 1 {
+		return usageError{fmt.Errorf("--limit: at least 1")}
 	}
 	cl := e.ledger()
 	defer cl.Close()
 	p, err := cl.Postings(e.ctx, fmt.Sprintf("member:%d", s.Member), 0, c.Limit)
 	if err != nil {
-		return err
+		return plainLedger(err)
 	}
 	if e.json {
-		return e.printJSON(p)
+		type line struct {
+			Height int64  `json:"height"`
+			Time   int64  `json:"time"` // seconds since 1970
+			Amount int64  `json:"amount_ncredit"`
+			Memo   string `json:"memo,omitempty"`
+		}
+		out := []line{}
+		for _, x := range p.List {
+			out = append(out, line{x.Height, x.Time, x.Amount, x.Memo})
+		}
+		return e.printJSON(out)
 	}
 	t := columns("WHEN", ">CREDITS", "WHAT")
 	for _, x := range p.List {
@@ -774,7 +974,7 @@ func (c *ledgerStatusCmd) Run(e *env) error {
 	defer cl.Close()
 	s, err := cl.Status(e.ctx)
 	if err != nil {
-		return err
+		return plainLedger(err)
 	}
 	if e.json {
 		return e.printJSON(s)

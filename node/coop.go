@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,9 @@ const (
 	ledgerPort = 7171
 	enginePort = 7172
 )
+
+// keeperPatience is how long a connection to the node that keeps the ledger may take; less than Coop waits, so that its reason is told.
+const keeperPatience = 4 * time.Second
 
 // coopFile is what lasts of a node's part in a community.
 type coopFile struct {
@@ -115,14 +119,27 @@ func (c *coop) dial(ctx context.Context) (net.Conn, error) {
 		}
 		return conn, nil
 	}
-	conn, err := c.n.net.DialContext(ctx, "tcp", netip.AddrPortFrom(f.Keeper.Addr(), ledgerPort).String())
+	limit, cancel := context.WithTimeout(ctx, keeperPatience)
+	defer cancel()
+	conn, err := c.n.net.DialContext(limit, "tcp", netip.AddrPortFrom(f.Keeper.Addr(), ledgerPort).String())
 	if err != nil {
-		return nil, fmt.Errorf("%s, which keeps the ledger, does not answer: %w", c.n.routing.nameOf(f.Keeper), err)
+		return nil, fmt.Errorf("%s, which keeps the ledger, does not answer: %w", c.n.routing.nameOf(f.Keeper), plain(err))
 	}
 	return conn, nil
 }
 
 func (c *coop) engine() string { return filepath.Join(c.dir, "engine") }
+
+// plain says why the ledger could not be asked, without how it was asked.
+func plain(err error) error {
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return errors.New("no answer in time")
+	}
+	return err
+}
 
 // client asks the ledger.
 func (c *coop) client() *bftclient.Client { return bftclient.Over(c.dial, "") }
@@ -447,7 +464,7 @@ func (n *Node) FoundCoop(ctx context.Context, r api.CoopFound) (api.Coop, error)
 	name := strings.Trim(chainName.ReplaceAllString(strings.ToLower(r.Name), "-"), "-")
 	switch {
 	case chain != "":
-		return bad("this node is in the community %s already", chain)
+		return bad("this node is in the community %s already; a node can be in one", chain)
 	case name == "" || len(name) > 30:
 		return bad("%q is no name for a community: it needs letters or digits, at most 30", r.Name)
 	case strings.TrimSpace(r.Called) == "":
@@ -515,7 +532,7 @@ func (c *coop) begin(ctx context.Context, f coopFile) (api.Coop, error) {
 	defer cancel()
 	for {
 		s, err := c.n.Coop(limit)
-		if err != nil || s.State == "keeping" || s.State == "following" || limit.Err() != nil {
+		if err != nil || (s.State == "keeping" || s.State == "following") && s.Height > 0 || limit.Err() != nil {
 			return s, err
 		}
 		select {
@@ -528,15 +545,18 @@ func (c *coop) begin(ctx context.Context, f coopFile) (api.Coop, error) {
 // JoinCoop implements api.Cooper.
 func (n *Node) JoinCoop(ctx context.Context, r api.CoopJoin) (api.Coop, error) {
 	c := n.coop
-	key, err := n.find(r.Node)
-	if err != nil {
-		return api.Coop{}, err
-	}
 	c.mu.Lock()
 	have := c.file
 	c.mu.Unlock()
 	if have.Keep {
-		return api.Coop{}, api.Errorf(api.CodeBadRequest, "this node keeps the ledger of %s", have.Chain)
+		return api.Coop{}, api.Errorf(api.CodeBadRequest, "this node keeps the ledger of %s already", have.Chain)
+	}
+	key, err := n.find(r.Node)
+	if err != nil {
+		return api.Coop{}, err
+	}
+	if key == n.self {
+		return api.Coop{}, api.Errorf(api.CodeBadRequest, "this is the node itself").WithHint("name the node that keeps the ledger; to begin one here: weft coop found --name NAME")
 	}
 	limit, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -546,7 +566,8 @@ func (n *Node) JoinCoop(ctx context.Context, r api.CoopJoin) (api.Coop, error) {
 	defer cl.Close()
 	s, err := cl.Status(limit)
 	if err != nil {
-		return api.Coop{}, api.Errorf(api.CodeBadRequest, "%s keeps no ledger that answers: %v", n.routing.nameOf(key), err)
+		return api.Coop{}, api.Errorf(api.CodeBadRequest, "%s keeps no ledger that answers: %v", n.routing.nameOf(key), plain(err)).
+			WithHint("name the node on which the community was founded, or one that joined with --full; it must be running")
 	}
 	if have.Chain != "" && have.Chain != s.Chain {
 		return api.Coop{}, api.Errorf(api.CodeBadRequest, "this node follows %s already, and %s keeps %s", have.Chain, n.routing.nameOf(key), s.Chain)
@@ -602,12 +623,12 @@ func (n *Node) Coop(ctx context.Context) (api.Coop, error) {
 	defer cancel()
 	s, err := cl.Status(limit)
 	if err != nil {
-		out.State, out.Why = "unreachable", err.Error()
+		out.State, out.Why = "unreachable", plain(err).Error()
 		if f.Keep {
 			out.State = "starting"
 		}
 		if last != nil {
-			out.Why = last.Error()
+			out.Why = plain(last).Error()
 		}
 		return out, nil
 	}
@@ -667,11 +688,17 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 	defer cl.Close()
 	s, err := cl.Status(ctx)
 	if err != nil {
-		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "%v", err)
+		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "%v", plain(err))
 	}
-	a, _, err := c.account(ctx, cl)
+	// The newest record: one that can be proved is a block older, and its nonce may be used up. A wrong one does no harm.
+	var a tx.Account
+	k := tx.StateKeyAccount(c.n.self)
+	v, err := cl.Get(ctx, k, 0, false)
+	if err == nil && len(v.Value) > 0 {
+		err = tx.Decode(v.Value, &a)
+	}
 	if err != nil {
-		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "%v", err)
+		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "this node's account: %v", plain(err))
 	}
 	raw, err := tx.Tx{Chain: tx.ChainOf(s.Chain), Nonce: a.Nonce + 1, Expiry: max(time.Now().Unix(), s.Time) + 3600, Body: body}.Sign(c.n.agent)
 	if err != nil {
@@ -682,10 +709,15 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 	res, err := cl.Finalise(limit, raw)
 	if err != nil {
 		hint := "it may still get into a block; see: weft ledger status"
-		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the transaction has been sent and is in no block yet: %v", err).WithHint("%s", hint)
+		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the transaction has been sent and is in no block yet: %v", plain(err)).WithHint("%s", hint)
 	}
-	for res.Height > 0 { // whoever asks next shall see it
-		v, err := cl.Get(limit, tx.StateKeyAccount(c.n.self), 0, false)
+	c.mu.Lock()
+	keep := c.file.Keep
+	c.mu.Unlock()
+	limit, cancel = context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for res.Height > 0 { // whoever asks next shall see it, and where it is proved, by the block that proves it
+		v, err := cl.Get(limit, k, 0, !keep)
 		if err != nil || v.Height >= res.Height {
 			break
 		}
@@ -700,17 +732,22 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 }
 
 // Sponsor implements api.Cooper.
-func (n *Node) Sponsor(_ context.Context, r api.CoopSponsor) (api.CoopWord, error) {
+func (n *Node) Sponsor(ctx context.Context, r api.CoopSponsor) (api.CoopWord, error) {
 	n.coop.mu.Lock()
 	chain := n.coop.file.Chain
 	n.coop.mu.Unlock()
 	switch {
 	case chain == "":
-		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "this node has no community")
-	case r.Key.IsZero() || r.Key == n.self:
+		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "this node has no community").WithHint("to found one: weft coop found --name NAME; to join one: weft coop join NODE")
+	case r.Key == n.self:
+		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "that is this node's own key").WithHint("name the key of somebody who wants to become a member; they see it with: weft id")
+	case r.Key.IsZero():
 		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "name the key of somebody who wants to become a member; they see it with: weft id")
 	case r.Days < 0 || r.Days > 365:
 		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "a word holds for 1 to 365 days")
+	}
+	if s, err := n.Coop(ctx); err == nil && s.Members > 0 && s.Member == 0 {
+		return api.CoopWord{}, api.Errorf(api.CodeBadRequest, "only a member's word counts, and you are none yet")
 	}
 	days := r.Days
 	if days == 0 {
