@@ -11,6 +11,7 @@ import (
 // Gateway is sharing the internet: offering a line, and using another's.
 type Gateway struct {
 	Use      string `toml:"use" doc:"auto takes the internet from the best gateway of the mesh, a name, id or key from that node alone, off from none.\nWith root the whole device uses it, else what goes through the proxy of [userspace]."`
+	Strict   bool   `toml:"strict" doc:"While use is not off, programs of this device never leave by its own line, not even when no gateway can be reached (root only).\nWithout it the own line, if there is one, is used meanwhile."`
 	MaxPrice Price  `toml:"max_price" doc:"Use no gateway that asks for more, carriage on the way included; written like price. 0 is no limit." example:"\"0.20/GB\""`
 
 	Offer     bool     `toml:"offer" doc:"Share this device's internet line with the mesh. weft gateway offer does the same while the node runs."`

@@ -628,9 +628,11 @@ func (s *sharing) dialUpstream(ctx context.Context, network, address string) (ne
 		return &doubting{Conn: c, doubt: s.gw.Doubt}, nil
 	}
 	s.mu.Lock()
-	using := !s.use.Gateway.IsZero()
+	using, fenced := !s.use.Gateway.IsZero(), strict(s.want) && !s.want.Offer
 	s.mu.Unlock()
 	switch {
+	case !using && fenced:
+		return nil, errors.New("no gateway can be reached, and the own line may not be used ([gateway] strict)")
 	case !using:
 		d := net.Dialer{Control: host.Control}
 		return d.DialContext(ctx, network, address)

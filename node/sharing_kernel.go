@@ -76,13 +76,16 @@ func (s *sharing) setMode(m string) {
 	s.mode = m
 }
 
+// strict reports whether nothing may leave by this host's own line.
+func strict(want config.Gateway) bool { return want.Strict && want.Use != "off" }
+
 func (s *sharing) routeKernel(want config.Gateway, use gateway.Use, offer bool) (whole bool, err error) {
 	k := &s.kernel
-	if use.Gateway.IsZero() {
+	if fenced := strict(want) && !offer; use.Gateway.IsZero() && !fenced {
 		if err := k.closeClient(); err != nil {
 			return false, err
 		}
-	} else {
+	} else { // a lease, or, in strict mode, a client without addresses, which refuses all
 		if err := k.closeGateway(); err != nil {
 			return false, err
 		}
@@ -90,7 +93,7 @@ func (s *sharing) routeKernel(want config.Gateway, use gateway.Use, offer bool) 
 		switch {
 		case use.IPv6.IsValid():
 			addrs.IPv6 = use.IPv6.Addr()
-		case use.Families&gateway.IPv6 != 0:
+		case use.Families&gateway.IPv6 != 0 && !use.Gateway.IsZero():
 			addrs.IPv6 = s.n.self.Addr()
 		}
 		if k.client != nil {
