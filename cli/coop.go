@@ -40,6 +40,10 @@ type coopCmd struct {
 	Delegate  coopDelegateCmd  `cmd:"" help:"Let another member vote for you."`
 	Books     coopBooksCmd     `cmd:"" help:"Show the funds and what the community has and owes."`
 	Deposit   coopDepositCmd   `cmd:"" help:"Book money that came in (treasurers)."`
+	Charge    coopChargeCmd    `cmd:"" help:"Bill a member by a line of the tariff (treasurers)."`
+	Spend     coopSpendCmd     `cmd:"" help:"Spend of a budget that was voted (treasurers)."`
+	Budgets   coopBudgetsCmd   `cmd:"" help:"Show the budgets."`
+	Lines     coopLinesCmd     `cmd:"" help:"Show the lines of the tariff."`
 	Payout    coopPayoutCmd    `cmd:"" help:"Ask for money of your account to be paid out."`
 	Paid      coopPaidCmd      `cmd:"" help:"Book that a payout was paid (treasurers)."`
 	Entries   coopEntriesCmd   `cmd:"" help:"Show the treasury's entries and which wait for a second person."`
@@ -501,6 +505,14 @@ type coopProposeCmd struct {
 	Days      uint32   `default:"30" help:"For so long."`
 	Expel     string   `placeholder:"MEMBER" help:"Expel a member."`
 	Reinstate string   `placeholder:"MEMBER" help:"End a suspension."`
+	Budget    string   `placeholder:"FUND=AMOUNT" help:"Let the treasurers spend so much of a fund; --title says for what. --cost makes it a cost of the year."`
+	Cost      bool     `help:"With --budget: what is spent is a cost of the fiscal period, not an investment."`
+	Fund      string   `placeholder:"NAME" help:"Begin a fund."`
+	Move      string   `placeholder:"FUND:FUND=AMOUNT" help:"Move money from one fund to another."`
+	Line      string   `placeholder:"NAME=FEE" help:"Make a line of the tariff with a flat fee; --per-gb adds a price by use, --into names its fund."`
+	PerGB     string   `name:"per-gb" placeholder:"PRICE" help:"With --line: credits per GB."`
+	Into      string   `default:"operating" help:"With --line: the fund that it pays into."`
+	Credit    string   `placeholder:"MEMBER=LIMIT" help:"Give a member a credit limit of its own."`
 	Block     string   `placeholder:"NODE" help:"Let no member's node route for this node, a key."`
 	From      string   `help:"When it takes effect if it passes, like 2027-01-01; at once when left out."`
 }
@@ -626,6 +638,20 @@ func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
 			}
 			acts = append(acts, a)
 		}
+	}
+	books, berr := c.measures(m)
+	if berr != nil {
+		return nil, berr
+	}
+	acts = append(acts, books...)
+	if c.Credit != "" {
+		name, text, _ := strings.Cut(c.Credit, "=")
+		mb, ferr := findMember(m, name)
+		limit, perr := parseCredits(text)
+		if ferr != nil || perr != nil {
+			return nil, usageError{cmp.Or(ferr, perr)}
+		}
+		acts = append(acts, &tx.ActCredit{Member: mb.ID, Class: uint8(mb.Class), Grant: limit, Solidarity: mb.Aid})
 	}
 	if c.Block != "" {
 		acts = append(acts, &tx.ActBlock{Changes: []tx.BlockChange{{Node: keyOf(c.Block)}}})
@@ -989,6 +1015,28 @@ func (c *ledgerStatusCmd) Run(e *env) error {
 	if s.Halted != "" {
 		e.say("           halted: %s", clean(s.Halted))
 	}
+	e.printValidators(s)
+	return nil
+}
+
+type ledgerValidatorsCmd struct{}
+
+func (c *ledgerValidatorsCmd) Run(e *env) error {
+	cl := e.ledger()
+	defer cl.Close()
+	s, err := cl.Status(e.ctx)
+	if err != nil {
+		return plainLedger(err)
+	}
+	if e.json {
+		return e.printJSON(append([]bftclient.Validator{}, s.Validators...))
+	}
+	e.printValidators(s)
+	e.say("To make another engine one of them: weft coop propose --validator KEY@NODE --operator MEMBER")
+	return nil
+}
+
+func (e *env) printValidators(s bftclient.Status) {
 	t := columns("VALIDATOR", "OPERATOR", "NODE", ">POWER", "")
 	for _, v := range s.Validators {
 		note := map[bool]string{true: "this one", false: " "}[v.Self]
@@ -998,5 +1046,4 @@ func (c *ledgerStatusCmd) Run(e *env) error {
 		t.row(v.Key, fmt.Sprintf("member %d", v.Operator), v.Node, v.Power, note)
 	}
 	t.print(e.out)
-	return nil
 }

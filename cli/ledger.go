@@ -19,10 +19,11 @@ import (
 
 // ledgerCmd is the ledger's engine. All but status belong to the process that the node starts (weft-ledger).
 type ledgerCmd struct {
-	Status ledgerStatusCmd `cmd:"" default:"1" help:"Show blocks and validators."`
-	Run    ledgerRunCmd    `cmd:"" hidden:"" help:"Run the engine; the node does it."`
-	Found  ledgerFoundCmd  `cmd:"" hidden:"" help:"Make the folder of a community's first engine from a genesis on standard input."`
-	Init   ledgerInitCmd   `cmd:"" hidden:"" help:"Make the folder of another engine from a genesis on standard input."`
+	Status     ledgerStatusCmd     `cmd:"" default:"1" help:"Show blocks and validators."`
+	Validators ledgerValidatorsCmd `cmd:"" help:"Show who votes on blocks."`
+	Run        ledgerRunCmd        `cmd:"" hidden:"" help:"Run the engine; the node does it."`
+	Found      ledgerFoundCmd      `cmd:"" hidden:"" help:"Make the folder of a community's first engine from a genesis on standard input."`
+	Init       ledgerInitCmd       `cmd:"" hidden:"" help:"Make the folder of another engine from a genesis on standard input."`
 }
 
 type ledgerRunCmd struct {
