@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"time"
 
 	"weft/ident"
@@ -36,26 +35,8 @@ type ledgerRunCmd struct {
 
 func (c *ledgerRunCmd) Run(e *env) error {
 	ctx := bftclient.Child(e.ctx, os.Stdin)
-	peers, err := readPeers(c.Dir)
-	if err != nil {
-		return err
-	}
-	return bft.Run(ctx, bft.Config{Dir: c.Dir, Listen: c.Listen, Port: c.Port, Heartbeat: c.Heartbeat, Archive: c.Archive, Peers: peers,
+	return bft.Run(ctx, bft.Config{Dir: c.Dir, Listen: c.Listen, Port: c.Port, Heartbeat: c.Heartbeat, Archive: c.Archive,
 		Log: slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: slog.LevelInfo}))})
-}
-
-// peersFile holds the first peers of an engine that was made with ledger init.
-const peersFile = "first-peers"
-
-func readPeers(dir string) ([]string, error) {
-	b, err := os.ReadFile(filepath.Join(dir, peersFile))
-	if os.IsNotExist(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return []string{string(b)}, nil
 }
 
 type ledgerFoundCmd struct {
@@ -89,11 +70,9 @@ func (c *ledgerInitCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	if err := bft.Join(c.Dir, b); err != nil {
-		return err
-	}
+	var peers []string
 	if c.Peer != "" {
-		return os.WriteFile(filepath.Join(c.Dir, peersFile), []byte(c.Peer), 0o600)
+		peers = append(peers, c.Peer)
 	}
-	return nil
+	return bft.Join(c.Dir, b, peers...)
 }

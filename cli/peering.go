@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/url"
@@ -59,21 +60,14 @@ func (c *peersListCmd) Run(e *env) error {
 		name := who(p.Name, p.ID)
 		note := " "
 		if p.State != "up" {
-			note = cmpOr(p.LastError, " ")
+			note = cmp.Or(p.LastError, " ")
 		} else if p.Metered {
 			note = "metered"
 		}
-		t.row(cmpOr(name, "?"), p.State, p.Source, cmpOr(p.Endpoint, p.URI), micros(p.RTTUs), fmt.Sprintf("%.0f %%", p.Loss*100), micros(p.CostUs), size(p.RxBytes), size(p.TxBytes), since(p.Since), note)
+		t.row(cmp.Or(name, "?"), p.State, p.Source, cmp.Or(p.Endpoint, p.URI), micros(p.RTTUs), fmt.Sprintf("%.0f %%", p.Loss*100), micros(p.CostUs), size(p.RxBytes), size(p.TxBytes), since(p.Since), note)
 	}
 	t.print(e.out)
 	return nil
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 type peersHeardCmd struct{}

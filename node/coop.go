@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -500,16 +501,9 @@ func runEngine(ctx context.Context, exe string, in []byte, args ...string) ([]by
 	var out, say bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &say
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %s", filepath.Base(exe), cmpOr(strings.TrimSpace(say.String()), err.Error()))
+		return nil, fmt.Errorf("%s: %s", filepath.Base(exe), cmp.Or(strings.TrimSpace(say.String()), err.Error()))
 	}
 	return out.Bytes(), nil
-}
-
-func cmpOr(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // begin keeps a new part in a community, and waits a moment for the ledger to answer.

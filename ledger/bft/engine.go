@@ -57,8 +57,14 @@ func Found(dir string, g ledger.Genesis, on ident.PublicKey) (ledger.Genesis, er
 	return g, Join(dir, tx.Encode(&g))
 }
 
-// Join makes the folder of an engine of an existing community: genesis is the bytes of its ledger.Genesis.
-func Join(dir string, genesis []byte) error {
+// Join makes the folder of an engine of an existing community: genesis is the bytes of its ledger.Genesis, peers (ID@[address]:port)
+// begin the list that AddPeer and RemovePeer of its socket change.
+func Join(dir string, genesis []byte, peers ...string) error {
+	for _, p := range peers {
+		if _, err := parsePeer(p); err != nil {
+			return err
+		}
+	}
 	var g ledger.Genesis
 	if err := tx.Decode(genesis, &g); err != nil {
 		return fmt.Errorf("read the community's beginning: %w", err)
@@ -97,7 +103,10 @@ func Join(dir string, genesis []byte) error {
 	if err := doc.ValidateAndComplete(); err != nil {
 		return fmt.Errorf("begin the community: %w", err)
 	}
-	return doc.SaveAs(file)
+	if err := doc.SaveAs(file); err != nil || len(peers) == 0 {
+		return err
+	}
+	return writePeers(dir, peers)
 }
 
 func unquote(b []byte) (raw []byte, err error) { return raw, json.Unmarshal(b, &raw) }
@@ -337,6 +346,13 @@ func (e *engine) readPeers() ([]string, error) {
 	return slices.Compact(all), nil
 }
 
+func writePeers(dir string, peers []string) error {
+	if err := os.WriteFile(filepath.Join(dir, peersFile), []byte(strings.Join(peers, "\n")+"\n"), 0o600); err != nil {
+		return fmt.Errorf("write the list of peers: %w", err)
+	}
+	return nil
+}
+
 // parsePeer reads ID@address:port. There are no names: mesh addresses do not change.
 func parsePeer(s string) (*p2p.NetAddress, error) {
 	id, at, ok := strings.Cut(s, "@")
@@ -368,8 +384,8 @@ func (e *engine) setPeer(peer string, add bool) error {
 		}
 		e.peers = append(e.peers, string(a.ID)+"@"+peer[strings.IndexByte(peer, '@')+1:])
 	}
-	if err := os.WriteFile(filepath.Join(e.cfg.Dir, peersFile), []byte(strings.Join(e.peers, "\n")+"\n"), 0o600); err != nil {
-		return fmt.Errorf("write the list of peers: %w", err)
+	if err := writePeers(e.cfg.Dir, e.peers); err != nil {
+		return err
 	}
 	e.allowLocked()
 	if !add {

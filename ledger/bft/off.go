@@ -24,7 +24,7 @@ func Found(string, ledger.Genesis, ident.PublicKey) (ledger.Genesis, error) {
 }
 
 // Join reports that there is no engine.
-func Join(string, []byte) error { return errNoEngine }
+func Join(string, []byte, ...string) error { return errNoEngine }
 
 // Key reports that there is no engine.
 func Key(string) (ident.PublicKey, error) { return ident.PublicKey{}, errNoEngine }
