@@ -585,10 +585,9 @@ func TestGovernAgainstModel(t *testing.T) {
 			// Nonces are the ledger's business alone: take them from its state, and count on only when a transaction was admitted.
 			n.due()
 			w.now, w.height = n.now, n.height
-			var a Account
 			for _, s := range what {
 				if _, ok := nonces[s.agent]; !ok {
-					a = Account{}
+					var a Account
 					load(w.store, accountKey(govKey(s.agent)), &a)
 					nonces[s.agent] = a.Nonce
 				}
@@ -616,18 +615,15 @@ func TestGovernAgainstModel(t *testing.T) {
 					}
 					continue
 				}
+				got := out.Results[i]
 				if rk, ok := s.body.(*tx.Rekey); ok && rk.Word == (ident.Signature{}) { // the member came in this very block: nothing could be signed
-					if out.Results[i].Code == OK {
+					if got.Code == OK {
 						t.Fatalf("height %d: a new key that has not signed was taken", n.height)
 					}
-					continue
-				}
-				want := n.apply(s.agent, s.body, s.other)
-				if got := out.Results[i]; (got.Code == OK) != want {
+				} else if want := n.apply(s.agent, s.body, s.other); (got.Code == OK) != want {
 					t.Fatalf("height %d: %T %+v of agent %d about %d: %+v, the model says %v", n.height, s.body, s.body, s.agent, s.other, got, want)
 				}
-				load(w.store, accountKey(govKey(s.agent)), &a)
-				if out.Results[i].Code != OK && w.store.Get(accountKey(govKey(s.agent))) == nil {
+				if got.Code != OK && w.store.Get(accountKey(govKey(s.agent))) == nil {
 					unadmitted[s.agent] = true
 				}
 			}
