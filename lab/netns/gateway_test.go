@@ -46,11 +46,7 @@ type shared struct {
 
 func newShared(t *testing.T) *shared {
 	t.Helper()
-	bin, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, o, ctx := outsideWorld(t, Options{Binary: bin})
+	w, o, ctx := outsideWorld(t)
 	return &shared{World: w, Outside: o, t: t, ctx: ctx, up: map[string]Uplink{}}
 }
 

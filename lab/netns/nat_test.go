@@ -34,30 +34,8 @@ const (
 // public segment.
 func newInternet(t *testing.T, outside, homes []string) *internet {
 	t.Helper()
-	if err := Usable(); err != nil {
-		t.Skipf("SKIPPED, the real program was NOT tested: %v", err)
-	}
 	needs(t, "nft")
-	bin, err := binary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := New(Options{Binary: bin})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 150*time.Second)
-	t.Cleanup(cancel)
-	t.Cleanup(func() {
-		if t.Failed() {
-			var logs strings.Builder
-			w.WriteLogs(&logs, 40)
-			t.Log("\n" + logs.String())
-		}
-		if err := w.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	w, ctx := worldFor(t, empty)
 	n := &internet{World: w, t: t, ctx: ctx}
 	ends := append([]string(nil), outside...)
 	for _, o := range outside {

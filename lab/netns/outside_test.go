@@ -14,29 +14,11 @@ import (
 	"time"
 )
 
-// outsideWorld makes a world with a pretend internet, or says loudly why it cannot. Nothing is left of it at the end.
-func outsideWorld(t *testing.T, opt Options) (*World, *Outside, context.Context) {
+// outsideWorld makes a world with a pretend internet.
+func outsideWorld(t *testing.T) (*World, *Outside, context.Context) {
 	t.Helper()
-	if err := Usable(); err != nil {
-		t.Skipf("SKIPPED, sharing the internet was NOT tested: %v", err)
-	}
 	needs(t, "nginx", "dnsmasq", "iperf3", "tcpdump", "curl", "nft", "setpriv")
-	w, err := New(opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	t.Cleanup(cancel)
-	t.Cleanup(func() {
-		if t.Failed() {
-			var logs strings.Builder
-			w.WriteLogs(&logs, 40)
-			t.Log("\n" + logs.String())
-		}
-		if err := w.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	w, ctx := worldFor(t, empty)
 	o, err := w.AddOutside(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +200,7 @@ func kernelLine(t *testing.T, ctx context.Context, w *World, o *Outside, rate fl
 
 // The pretend internet by itself, with no Weft in the world: what the tests of gateways lean on works, and their eyes see.
 func TestOutside(t *testing.T) {
-	w, o, ctx := outsideWorld(t, Options{})
+	w, o, ctx := outsideWorld(t)
 	up := kernelLine(t, ctx, w, o, 0, "anna", "r1", "r2", "gw")
 	house, err := o.AddHouse(ctx, "gw")
 	if err != nil {
@@ -284,7 +266,7 @@ func TestOutside(t *testing.T) {
 
 // An uplink of 20 Mbit/s carries that in both directions, and a flood fills its long queue: what a gateway has to prevent.
 func TestSlowUplink(t *testing.T) {
-	w, o, ctx := outsideWorld(t, Options{})
+	w, o, ctx := outsideWorld(t)
 	kernelLine(t, ctx, w, o, 20e6, "anna", "gw")
 	for _, back := range []bool{false, true} {
 		p, err := w.StartPing("anna", WebAddr4, 20*time.Millisecond, 0)

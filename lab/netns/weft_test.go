@@ -46,8 +46,9 @@ var binary = sync.OnceValues(func() (string, error) {
 // scratch is the folder of the built program; TestMain removes it.
 var scratch string
 
-// village builds the world of a manifest for a test, with logs on failure and nothing left at the end.
-func village(t *testing.T, text string) (*World, context.Context) {
+// worldFor makes a world for a test of the real program, or says loudly why it cannot; build is what makes it. It lasts 3 min at
+// most, shows its logs on failure, and nothing is left of it at the end.
+func worldFor(t *testing.T, build func(context.Context, Options) (*World, error)) (*World, context.Context) {
 	t.Helper()
 	if err := Usable(); err != nil {
 		t.Skipf("SKIPPED, the real program was NOT tested: %v", err)
@@ -56,20 +57,16 @@ func village(t *testing.T, text string) (*World, context.Context) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := manifest.Parse([]byte(text))
-	if err != nil {
-		t.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	t.Cleanup(cancel)
-	w, err := Build(ctx, m, Options{Binary: bin})
+	w, err := build(ctx, Options{Binary: bin})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
 			var logs strings.Builder
-			w.WriteLogs(&logs, 30)
+			w.WriteLogs(&logs, 40)
 			t.Log("\n" + logs.String())
 		}
 		if err := w.Close(); err != nil {
@@ -77,6 +74,19 @@ func village(t *testing.T, text string) (*World, context.Context) {
 		}
 	})
 	return w, ctx
+}
+
+// empty is how worldFor makes a world to be filled by the test.
+func empty(_ context.Context, opt Options) (*World, error) { return New(opt) }
+
+// village builds the world of a manifest for a test.
+func village(t *testing.T, text string) (*World, context.Context) {
+	t.Helper()
+	m, err := manifest.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return worldFor(t, func(ctx context.Context, opt Options) (*World, error) { return Build(ctx, m, opt) })
 }
 
 const line2 = "[topology]\nkind = 'line'\nn = 2\n"
