@@ -294,6 +294,32 @@ func TestTwoPersons(t *testing.T) {
 	s.mustAudit()
 }
 
+// While one entry waits to pay a payout no other may; when it was cancelled or has lapsed, another may.
+func TestPaidTwice(t *testing.T) {
+	s := newShop(t, 3, "treasury.two_person=10000000000") // 10 credits
+	s.must(2, &tx.Countersign{Entry: s.must(1, &tx.Deposit{Member: 2, Amount: 50 * credit, Reference: "x"})})
+	p := s.must(2, &tx.Payout{Amount: 20 * credit})
+	first := s.must(1, &tx.Paid{Payout: p, Reference: "transfer 10"})
+	s.refuse(CodeExists, 1, &tx.Paid{Payout: p, Reference: "transfer 10"})
+	s.must(1, &tx.Cancel{Entry: first, Reason: "another bank"})
+	second := s.must(1, &tx.Paid{Payout: p, Reference: "transfer 11"})
+	s.refuse(CodeExists, 1, &tx.Paid{Payout: p, Reference: "transfer 11"})
+	if e, _ := s.m.Entry(p); e.State != EntryWaits || e.Other != second || e.Until <= s.now+s.m.Params().PendingLife {
+		t.Fatalf("%+v", e)
+	}
+	s.block(s.m.Params().PendingLife)
+	if e, _ := s.m.Entry(second); e.State != EntryLapsed {
+		t.Fatalf("%+v", e)
+	}
+	third := s.must(1, &tx.Paid{Payout: p, Reference: "transfer 12"})
+	s.must(3, &tx.Countersign{Entry: third})
+	s.refuse(CodeState, 1, &tx.Paid{Payout: p, Reference: "transfer 12"})
+	if e, _ := s.m.Entry(p); e.State != EntryDone || e.Other != third || s.own(2) != 30*credit {
+		t.Fatalf("%+v", e)
+	}
+	s.mustAudit()
+}
+
 func TestTariff(t *testing.T) {
 	l := Line{tx.SetLine{Fee: 2 * credit, Blocks: []tx.Block{{Bytes: 10e9, Price: 0}, {Bytes: 5e9, Price: credit}, {Price: credit / 2}}, Cap: 20 * credit}}
 	for _, c := range []struct {

@@ -63,11 +63,15 @@ func (m *Machine) Init(g Genesis) error {
 	if err := c.beginGovern(g); err != nil {
 		return err
 	}
+	form := tx.Person
+	if c.params().Forms == FormsHouseholds {
+		form = tx.Household // the bylaws know no other: who founds stands for a household
+	}
 	for _, f := range g.Founders {
 		if c.s.Get(accountKey(f.Key)) != nil {
 			return fmt.Errorf("founder %s stands there twice", f.Key)
 		}
-		c.enroll(Member{Key: f.Key, Name: f.Name, Founder: true, Grant: f.Limit})
+		c.enroll(Member{Key: f.Key, Name: f.Name, Form: form, Founder: true, Grant: f.Limit})
 	}
 	if err := c.beginOffices(g); err != nil {
 		return err

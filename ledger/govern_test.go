@@ -343,6 +343,38 @@ func TestQuorumAndMajority(t *testing.T) {
 }
 
 // One founder alone decides at once: everybody has supported, everybody has voted.
+// Where only households may be members, the founder stands for one.
+func TestFounderIsOfTheForm(t *testing.T) {
+	for _, l := range Templates() {
+		m, err := New(NewMem())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Init(Genesis{Chain: "elm-1", Time: 1, Founders: []Founder{{Key: govKey(0), Name: "Fay"}}, Settings: l.Settings()}); err != nil {
+			t.Fatal(l.Name, err)
+		}
+		want := tx.Person
+		if l.Name == "block" {
+			want = tx.Household
+		}
+		if mb, _ := m.Member(1); mb.Form != want {
+			t.Errorf("%s: the founder is a %s", l.Name, mb.Form)
+		}
+	}
+}
+
+func TestDomain(t *testing.T) {
+	a, b := ChainID("elm-street", "20261122", govKey(1)), ChainID("elm-street", "20261122", govKey(2))
+	if a == b || Domain(a) != "elm-street" || Domain(b) != "elm-street" || len(ChainID(strings.Repeat("n", 30), "20261122", govKey(1))) > 50 {
+		t.Error(a, b, Domain(a))
+	}
+	for id, want := range map[string]string{"elm-20261122": "elm", "riverside-1": "riverside-1", "a-20261122-20261122-00ff": "a-20261122", "-20261122": "-20261122"} {
+		if got := Domain(id); got != want {
+			t.Errorf("%s is called %s", id, got)
+		}
+	}
+}
+
 func TestAlone(t *testing.T) {
 	w := newGov(t, 1)
 	if g := w.decide(&tx.ActTariff{Settings: []tx.Setting{{Name: "tariff.free", Value: "1000"}}}, 1); g.Stage != Done || w.now > govStart+10 {

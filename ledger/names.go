@@ -1,6 +1,9 @@
 package ledger
 
 import (
+	"crypto/sha256"
+	"fmt"
+	"regexp"
 	"strings"
 
 	"weft/ident"
@@ -80,6 +83,24 @@ func CheckLabel(label string) error {
 	}
 	return nil
 }
+
+// ChainID makes the id of a community's chain from its name, the day, and its founder's key, so that two that were founded with one name
+// on one day differ: NAME-YYYYMMDD-XXXX.
+func ChainID(name string, day string, founder ident.PublicKey) string {
+	h := sha256.Sum256(founder[:])
+	return fmt.Sprintf("%s-%s-%x", name, day, h[:2])
+}
+
+// Domain is the community's part of its names' domain: its name, without what ChainID puts behind it. A community that has another kind of
+// id is called by all of it.
+func Domain(chain string) string {
+	if m := chainID.FindStringSubmatch(chain); m != nil {
+		return m[1]
+	}
+	return chain
+}
+
+var chainID = regexp.MustCompile(`^(.+)-[0-9]{8}(?:-[0-9a-f]{4})?$`)
 
 // ownName returns a name of from's, who is an active member.
 func (c *call) ownName(from ident.PublicKey, label string) (n tx.NameEntry, err error) {

@@ -209,7 +209,7 @@ func (p *Params) List() []Param {
 	num(rules, "member.delegates", &p.Delegates, "keys", 0, 8, 2, "further keys that may vote for a household or organisation")
 	num(rules, "member.suspension", &p.SuspendDays, "days", 1, 365, 90, "longest suspension")
 	num(rules, "rekey.vouches", &p.RekeyVouches, "members", 2, 20, 3, "who must vouch for a member's new key")
-	num(rules, "rekey.delay", &p.RekeyDelay, "s", day, 90*day, week, "in which the old key can object")
+	num(rules, "rekey.delay", &p.RekeyDelay, "s", 10, 90*day, week, "in which the old key can object; less than a day is for trials")
 	num(rules, "credit.new", &p.CreditNew, "ncredit", 0, tx.MaxAmount, 5*credit, "credit limit of class new")
 	num(rules, "credit.full", &p.CreditFull, "ncredit", 0, tx.MaxAmount, 20*credit, "credit limit of class full")
 	num(rules, "credit.trusted", &p.CreditTrusted, "ncredit", 0, tx.MaxAmount, 100*credit, "credit limit of class trusted")

@@ -34,7 +34,7 @@ type Entry struct {
 	Until  int64   // while it waits: when it lapses; then: how long it is kept, and can be reversed
 	State  EntryState
 	Amount int64
-	Other  uint64 // the entry that reverses this one, or that this one reverses; of a payout, the one that pays it
+	Other  uint64 // the entry that reverses this one, or that this one reverses; of a payout, the one that pays it, or waits to
 	legs   []leg  // what it moved
 }
 
@@ -344,26 +344,26 @@ func (c *call) paid(from ident.PublicKey, b *tx.Paid) error {
 	if _, ok := p.Body.(*tx.Payout); !ok || p.State != EntryWaits {
 		return refuse(CodeState, "entry %d is not a payout that waits", b.Payout)
 	}
+	if o, err := c.entryByID(p.Other); err == nil && o.State == EntryWaits {
+		return refuse(CodeExists, "entry %d says already that payout %d was paid; it waits for a second person: countersign or cancel it", o.ID, p.ID)
+	}
 	if err := c.file(t.ID, p.By, b, p.Amount); err != nil {
 		return err
 	}
-	// A payout does not lapse under an entry that waits to pay it.
-	if err := c.again(&p, c.Time+c.params().PendingLife+day); err != nil {
-		return err
-	}
-	return nil
+	return c.beingPaid(p.ID)
 }
 
-// again lets a waiting entry lapse later.
-func (c *call) again(e *Entry, until int64) error {
-	now, err := c.entryByID(e.ID)
-	if err != nil || now.State != EntryWaits || now.Until >= until {
+// beingPaid notes at a payout the newest entry, if that waits to pay it. The payout does not lapse under it.
+func (c *call) beingPaid(payout uint64) error {
+	p, err := c.entryByID(payout)
+	if err != nil || p.State != EntryWaits {
 		return err
 	}
-	c.bookNotAt(now.Until, bookLapse, now.ID)
-	now.Until = until
-	c.save(entryKey(now.ID), &now)
-	c.bookAt(now.Until, bookLapse, now.ID)
+	c.bookNotAt(p.Until, bookLapse, p.ID)
+	p.Other = c.bookState().LastEntry
+	p.Until = max(p.Until, c.Time+c.params().PendingLife+day)
+	c.save(entryKey(p.ID), &p)
+	c.bookAt(p.Until, bookLapse, p.ID)
 	return nil
 }
 

@@ -476,7 +476,7 @@ func (n *Node) FoundCoop(ctx context.Context, r api.CoopFound) (api.Coop, error)
 		return bad("%v", err)
 	}
 	now := time.Now()
-	g := ledger.Genesis{Chain: fmt.Sprintf("%s-%s", name, now.UTC().Format("20060102")), Time: now.Unix(),
+	g := ledger.Genesis{Chain: ledger.ChainID(name, now.UTC().Format("20060102"), n.self), Time: now.Unix(),
 		Founders: []ledger.Founder{{Key: n.self, Name: r.Called}}}
 	settings, rules, err := settingsOf(r.Template, r.Settings)
 	if err != nil {

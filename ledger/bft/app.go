@@ -4,6 +4,7 @@ package bft
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,9 @@ type App struct {
 	pool        *ledger.Pool
 	pooled      int // transactions that wait, as far as they have been judged since the newest block, and their bytes
 	pooledBytes int
+	pooledSince time.Time // when the oldest of them came, or was judged again
+	committed   time.Time // when the newest block came, or this engine began
+	made        bool      // a block has come since
 	done        block // executed, not committed
 	halted      string
 	waiting     map[[32]byte][]chan bftclient.Result
@@ -65,7 +69,7 @@ type block struct {
 
 // openApp opens the state in dir, which may be empty.
 func openApp(cfg Config) (*App, error) {
-	a := &App{cfg: cfg, log: cfg.Log, waiting: map[[32]byte][]chan bftclient.Result{}, allowed: map[p2p.ID]bool{}}
+	a := &App{cfg: cfg, log: cfg.Log, waiting: map[[32]byte][]chan bftclient.Result{}, allowed: map[p2p.ID]bool{}, committed: time.Now()}
 	var err error
 	if a.db, err = dbm.NewGoLevelDB("state", filepath.Join(cfg.Dir, "tree"), nil); err != nil {
 		return nil, fmt.Errorf("open the ledger's state: %w", err)
@@ -164,6 +168,9 @@ func (a *App) CheckTx(_ context.Context, r *abci.RequestCheckTx) (*abci.Response
 	}
 	res := a.pool.Take(r.Tx)
 	if res.Code == ledger.OK {
+		if a.pooled == 0 {
+			a.pooledSince = time.Now()
+		}
 		a.pooled, a.pooledBytes = a.pooled+1, a.pooledBytes+len(r.Tx)
 	}
 	return &abci.ResponseCheckTx{Code: uint32(res.Code), Log: res.Text, Data: res.Data, GasWanted: 1}, nil
@@ -252,7 +259,7 @@ func (a *App) Commit(context.Context, *abci.RequestCommit) (*abci.ResponseCommit
 	if v != a.done.Height {
 		return nil, fmt.Errorf("the state's version is %d at height %d", v, a.done.Height)
 	}
-	a.head = ledger.Header{Height: v, Time: a.done.Time}
+	a.head, a.committed, a.made = ledger.Header{Height: v, Time: a.done.Time}, time.Now(), true
 	a.pool, a.pooled, a.pooledBytes = a.machine.Pool(a.head), 0, 0 // Comet has all that wait judged again now
 	for _, r := range results {
 		for _, c := range a.waiting[r.Hash] {
@@ -434,10 +441,32 @@ func (a *App) height() int64 {
 	return a.tree.Version()
 }
 
-func (a *App) seats() ([]ledger.Validator, uint64) {
+// seats returns the validators, the version of the rules, and what their operators are called.
+func (a *App) seats() ([]ledger.Validator, uint64, map[uint64]string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.machine.Validators(), a.machine.Version()
+	vals, names := a.machine.Validators(), map[uint64]string{}
+	for _, v := range vals {
+		m, _ := a.machine.Member(v.Operator)
+		names[v.Operator] = cmp.Or(m.Name, fmt.Sprint("member ", v.Operator))
+	}
+	return vals, a.machine.Version(), names
+}
+
+// last returns when the newest block came, or, with here false, when this engine began, since which none has; and since when a
+// transaction waits, if one does.
+func (a *App) last() (block time.Time, here bool, oldest time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.committed, a.made, a.pooledSince
+}
+
+// isMember tells whether a key is an active member's.
+func (a *App) isMember(k ident.PublicKey) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	m, was, ok := a.machine.MemberByKey(k)
+	return ok && !was && m.State == ledger.Active
 }
 
 func (a *App) setAllowed(ids map[p2p.ID]bool) {

@@ -60,6 +60,7 @@ const (
 	EvidenceWindow = 14 * 24 * time.Hour // as light clients trust a header so long
 	EvidenceBlocks = 100_000
 	DefaultPort    = 26656
+	maxHeartbeat   = 300 * time.Second
 )
 
 // check fills in defaults.

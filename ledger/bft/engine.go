@@ -166,6 +166,7 @@ func (c *Config) comet(fresh bool) *config.Config {
 	cc.P2P.DialTimeout = 3 * time.Second
 	cc.P2P.HandshakeTimeout = 10 * time.Second
 	cc.P2P.FlushThrottleTimeout = 5 * time.Millisecond
+	cc.P2P.MaxNumInboundPeers = maxValidators + maxPeers + maxFollowers // so that nobody takes another's place
 
 	cc.Mempool.MaxTxBytes, cc.Mempool.MaxTxsBytes, cc.Mempool.Size = MaxTxBytes, 2*MaxPoolBytes, 2*MaxPoolTxs // never reached: see CheckTx
 
@@ -202,10 +203,10 @@ type engine struct {
 	failed  chan error
 	dial    chan struct{} // wakes the dialler
 
-	mu    sync.Mutex
-	peers []string  // ID@address:port, as named by the owner
-	seen  time.Time // when the newest block came
-	last  int64
+	mu        sync.Mutex
+	peers     []string             // ID@address:port, as named by the owner
+	followers []follower           // engines that asked to be let in
+	heard     map[p2p.ID]time.Time // validators: when anything came from them
 }
 
 // start opens everything and begins to take part.
@@ -213,7 +214,7 @@ func start(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	e := &engine{cfg: cfg, log: cfg.Log, failed: make(chan error, 1), dial: make(chan struct{}, 1), seen: time.Now()}
+	e := &engine{cfg: cfg, log: cfg.Log, failed: make(chan error, 1), dial: make(chan struct{}, 1), heard: map[p2p.ID]time.Time{}}
 	doc, err := types.GenesisDocFromFile(filepath.Join(cfg.Dir, genesisFile))
 	if err != nil {
 		return nil, fmt.Errorf("there is no community in %s: found or join one first (%w)", cfg.Dir, err)
@@ -313,6 +314,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer cancel()
 	var wg sync.WaitGroup
 	wg.Go(func() { e.dialler(ctx) })
+	wg.Go(func() { e.beat(ctx) })
 	wg.Go(func() {
 		if err := e.serve(ctx); err != nil {
 			e.fail(err)
@@ -366,8 +368,63 @@ func parsePeer(s string) (*p2p.NetAddress, error) {
 	return a, nil
 }
 
-// maxPeers bounds the list that an owner can make.
-const maxPeers = 50
+// Bounds of who may connect besides the validators, of whom the state has at most maxValidators.
+const (
+	maxPeers      = 50 // in the owner's list
+	maxFollowers  = 32 // engines that asked, beside the owner's list
+	maxStrangers  = 8  // of them, such as belong to no member
+	followFor     = 30 * time.Minute
+	maxValidators = 100
+)
+
+// follower is an engine that asked to be let in: to learn, not to vote.
+type follower struct {
+	id     p2p.ID
+	member bool      // it runs on a member's node
+	asked  time.Time // last
+}
+
+// follow lets an engine connect to this one, which does not dial it, for followFor. Members' nodes go first: when there is no room,
+// one takes the place of the stranger that asked longest ago. Validators and the owner's own peers need no place and lose none.
+func (e *engine) follow(id p2p.ID, member bool, now time.Time) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	strangers, oldest := 0, -1
+	e.followers = slices.DeleteFunc(e.followers, func(f follower) bool { return f.id == id || now.Sub(f.asked) > followFor })
+	for i, f := range e.followers {
+		if f.member {
+			continue
+		}
+		if strangers++; oldest < 0 || f.asked.Before(e.followers[oldest].asked) {
+			oldest = i
+		}
+	}
+	switch {
+	case !member && (strangers >= maxStrangers || len(e.followers) >= maxFollowers):
+		return fmt.Errorf("%d engines follow this one already; ask another node that keeps the ledger, or become a member", len(e.followers))
+	case len(e.followers) >= maxFollowers && oldest < 0:
+		return fmt.Errorf("%d members' engines follow this one already; ask another node that keeps the ledger", len(e.followers))
+	case len(e.followers) >= maxFollowers:
+		e.followers = slices.Delete(e.followers, oldest, oldest+1)
+	}
+	e.followers = append(e.followers, follower{id, member, now})
+	e.allowLocked()
+	return nil
+}
+
+// tidy forgets followers that have not asked for long, and ends the connections of all who may no longer have one.
+func (e *engine) tidy(now time.Time) {
+	e.mu.Lock()
+	e.followers = slices.DeleteFunc(e.followers, func(f follower) bool { return now.Sub(f.asked) > followFor })
+	e.allowLocked()
+	e.mu.Unlock()
+	sw := e.node.Switch()
+	for _, p := range peersOf(sw.Peers()) {
+		if !e.app.mayConnect(p.ID()) {
+			sw.StopPeerGracefully(p)
+		}
+	}
+}
 
 // setPeer adds a peer or removes it, for good.
 func (e *engine) setPeer(peer string, add bool) error {
@@ -388,7 +445,7 @@ func (e *engine) setPeer(peer string, add bool) error {
 		return err
 	}
 	e.allowLocked()
-	if !add {
+	if !add { // it may still be a follower or a validator
 		if p := e.node.Switch().Peers().Get(a.ID); p != nil && !e.app.mayConnect(a.ID) {
 			e.node.Switch().StopPeerGracefully(p)
 		}
@@ -411,6 +468,9 @@ func (e *engine) allowLocked() {
 	for _, p := range e.peers {
 		id, _, _ := strings.Cut(p, "@")
 		ids[p2p.ID(strings.ToLower(id))] = true
+	}
+	for _, f := range e.followers {
+		ids[f.id] = true
 	}
 	e.app.setAllowed(ids)
 }
@@ -527,39 +587,63 @@ func (e *engine) status() bftclient.Status {
 		s.Peers = append(s.Peers, string(p.ID()))
 	}
 	slices.Sort(s.Peers)
+	heard := e.listen(sw)
 	voters, reachable := 0, 0
-	vals, rules := e.app.seats()
+	vals, rules, names := e.app.seats()
 	s.Rules = rules
+	var lost []string
 	for _, v := range vals {
 		if v.Power == 0 {
 			continue
 		}
 		w := bftclient.Validator{Key: v.Key, Node: v.Node, Operator: v.Operator, Power: int64(v.Power), Self: v.Key == e.key}
-		w.Reachable = w.Self || slices.Contains(s.Peers, string(idOf(v.Key)))
+		at := heard[idOf(v.Key)]
+		silent := time.Since(at)
+		w.Reachable = w.Self || silent < silence && slices.Contains(s.Peers, string(idOf(v.Key)))
+		if !at.IsZero() {
+			w.Heard = at.Unix()
+		}
 		if voters++; w.Reachable {
 			reachable++
+		} else if at.IsZero() {
+			lost = append(lost, names[v.Operator]+"'s since this engine was started")
+		} else {
+			lost = append(lost, fmt.Sprintf("%s's for %d s", names[v.Operator], int(silent.Seconds())))
 		}
 		s.Validating = s.Validating || w.Self
 		s.Validators = append(s.Validators, w)
 	}
-	e.mu.Lock()
-	if s.Height != e.last {
-		e.last, e.seen = s.Height, time.Now()
+	block, here, oldest := e.app.last()
+	idle, due := int(time.Since(block).Seconds()), e.cfg.Heartbeat
+	if !here { // none since this engine was started: by the block's own time
+		idle = int(max(time.Now().Unix()-s.Time, 0))
 	}
-	idle := time.Since(e.seen)
-	e.mu.Unlock()
+	if !s.Validating {
+		due = max(due, maxHeartbeat) // this engine does not know theirs
+	}
 	switch h := e.app.haltedFor(); {
 	case h != "":
 		s.Halted = h
 	case s.CatchingUp:
 	case voters > 0 && s.Validating && 3*reachable <= 2*voters:
-		s.Halted = fmt.Sprintf("%d of %d validators reachable: more than two thirds are needed; what was sent waits until another is back", reachable, voters)
+		s.Halted = fmt.Sprintf("%d of %d validators reachable, and more than two thirds are needed for a block; the last came %d s ago. Not heard: %s. What was sent waits until enough of them are back; nothing is lost",
+			reachable, voters, idle, strings.Join(lost, ", "))
 	case voters > 0 && reachable == 0:
-		s.Halted = fmt.Sprintf("none of the %d validators is reachable: what this engine tells may be old", voters)
-	case s.Waiting > 0 && idle > 30*time.Second, idle > 3*e.cfg.Heartbeat+30*time.Second:
-		s.Halted = fmt.Sprintf("no block for %d seconds though %d of %d validators are reachable: look whether their clocks are right and whether they can reach each other", int(idle.Seconds()), reachable, voters)
+		s.Halted = fmt.Sprintf("none of the %d validators is reachable, and no block has come for %d s: what this engine tells may be old", voters, idle)
+	case s.Waiting > 0 && time.Since(oldest) > overdue && time.Since(block) > overdue, time.Since(block) > due+overdue:
+		s.Halted = fmt.Sprintf("no block for %d s, with %s waiting, though %d of %d validators are reachable from here: look whether they can reach each other and whether their clocks are right", idle, transactions(s.Waiting), reachable, voters)
+		if len(lost) > 0 {
+			s.Halted += ". Not heard: " + strings.Join(lost, ", ")
+		}
 	}
 	return s
+}
+
+func transactions(n int) string {
+	if n == 1 {
+		return "1 transaction"
+	}
+	return fmt.Sprintf("%d transactions", n)
 }
 
 // peersOf lists a set of peers, whose method for it has another name in each line of Comet.

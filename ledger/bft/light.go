@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -24,8 +25,15 @@ import (
 
 // Comet's state sync wants light blocks over its RPC, which nobody here serves. So engines ask their peers for them on a channel of
 // their own: 0 | height 8 asks, 1 | height 8 | LightBlock answers, empty when there is none.
+//
+// On the same channel each tells each every beatPeriod that it lives: 2 | height 8. Comet's own pings come every 60 s, wait 45 s for an
+// answer, and cannot be set: where packets vanish, as in a mesh that is torn, nobody would know for so long.
 const (
 	lightChannel  = 0x71
+	beatPeriod    = 4 * time.Second
+	silence       = 10 * time.Second // who was not heard for so long is not counted as reachable
+	patience      = 20 * time.Second // and loses its connection, for a new one
+	overdue       = 12 * time.Second // a block, beyond when it should have come
 	maxLightBlock = 256 << 10
 	lightTimeout  = 3 * time.Second
 )
@@ -74,6 +82,7 @@ type lightReactor struct {
 
 	mu     sync.Mutex
 	asked  map[question]chan []byte
+	beats  map[p2p.ID]bool // peers that tell that they live: only they can be missed
 	closed bool
 }
 
@@ -83,7 +92,7 @@ type question struct {
 }
 
 func newLightReactor(e *engine) *lightReactor {
-	r := &lightReactor{e: e, asked: map[question]chan []byte{}}
+	r := &lightReactor{e: e, asked: map[question]chan []byte{}, beats: map[p2p.ID]bool{}}
 	r.BaseReactor = *p2p.NewBaseReactor("Light", r)
 	return r
 }
@@ -99,8 +108,15 @@ func (r *lightReactor) GetChannels() []*conn.ChannelDescriptor {
 	return []*conn.ChannelDescriptor{{ID: lightChannel, Priority: 1, SendQueueCapacity: 4, RecvMessageCapacity: maxLightBlock, MessageType: &gogo.BytesValue{}}}
 }
 
-func (r *lightReactor) AddPeer(p2p.Peer)         {}
-func (r *lightReactor) RemovePeer(p2p.Peer, any) {}
+// AddPeer implements p2p.Reactor.
+func (r *lightReactor) AddPeer(p2p.Peer) {}
+
+// RemovePeer implements p2p.Reactor.
+func (r *lightReactor) RemovePeer(p p2p.Peer, _ any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.beats, p.ID())
+}
 
 // InitPeer implements p2p.Reactor.
 func (r *lightReactor) InitPeer(p p2p.Peer) p2p.Peer { return p }
@@ -137,7 +153,57 @@ func (r *lightReactor) Receive(m p2p.Envelope) {
 			default:
 			}
 		}
+	case 2:
+		r.mu.Lock()
+		r.beats[m.Src.ID()] = true
+		r.mu.Unlock()
 	}
+}
+
+// beat tells all peers that this engine lives, every beatPeriod, and lets go of those of whom nothing came for too long: the
+// dialler makes a new connection as soon as there is a way, where the old one would wait for TCP to try again.
+func (e *engine) beat(ctx context.Context) {
+	t := time.NewTicker(beatPeriod)
+	defer t.Stop()
+	for {
+		sw := e.node.Switch()
+		e.tidy(time.Now())
+		e.listen(sw)
+		b := binary.BigEndian.AppendUint64([]byte{2}, uint64(e.node.BlockStore().Height()))
+		for _, p := range peersOf(sw.Peers()) {
+			e.light.mu.Lock()
+			beats := e.light.beats[p.ID()]
+			e.light.mu.Unlock()
+			if silent := p.Status().RecvMonitor.Idle; beats && silent > patience {
+				e.log.Info("nothing comes from a peer: connecting anew", "peer", p.ID(), "silent", silent.Round(time.Second))
+				sw.StopPeerGracefully(p)
+				continue
+			}
+			p.TrySend(p2p.Envelope{ChannelID: lightChannel, Message: &gogo.BytesValue{Value: b}})
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+// listen notes when something came from each validator.
+func (e *engine) listen(sw interface{ Peers() p2p.IPeerSet }) map[p2p.ID]time.Time {
+	now, is := time.Now(), map[p2p.ID]bool{}
+	for _, v := range e.app.validators() {
+		is[idOf(v.Key)] = v.Power > 0
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, p := range peersOf(sw.Peers()) {
+		if id := p.ID(); is[id] {
+			e.heard[id] = now.Add(-p.Status().RecvMonitor.Idle)
+		}
+	}
+	maps.DeleteFunc(e.heard, func(id p2p.ID, _ time.Time) bool { return !is[id] })
+	return maps.Clone(e.heard)
 }
 
 // ask asks all peers for a light block. All that answer must agree: where two do not, one of them is on a fork, and a newcomer

@@ -97,7 +97,8 @@ type Validator struct {
 	Operator  uint64 // member
 	Power     int64
 	Self      bool `json:",omitempty"`
-	Reachable bool
+	Reachable bool  // there is a connection on which something came within the last seconds
+	Heard     int64 `json:",omitempty"` // when something came from it, seconds since 1970; 0: not since this engine was started
 }
 
 // Status is how the engine does.
@@ -111,6 +112,7 @@ type Status struct {
 	Hash       Hash  // of the newest block: a newcomer may begin from here
 	AppHash    []byte
 	Base       int64 // the oldest block that is kept
+	Begin      int64 // a snapshot that a newcomer should begin from; 0: from the first block, as all are here
 	Validators []Validator
 	Validating bool // this engine is one of them
 	Peers      []string
