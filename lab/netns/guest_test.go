@@ -3,16 +3,27 @@
 package netns
 
 import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"golang.org/x/net/ipv6"
 	"golang.org/x/sys/unix"
 
 	"weft/api"
@@ -190,5 +201,163 @@ func TestGuest(t *testing.T) {
 	}
 	if !captive() {
 		t.Error("the voucher is used up, and the phone is not captive")
+	}
+}
+
+// certify makes an authority and a certificate of it for a name, and returns their files in dir.
+func certify(t *testing.T, dir, name string) (authority, cert, key string) {
+	t.Helper()
+	now := time.Now()
+	write := func(file, kind string, der []byte) string {
+		file = filepath.Join(dir, file)
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	var parent *x509.Certificate
+	var signer *ecdsa.PrivateKey
+	for i, c := range []*x509.Certificate{
+		{Subject: pkix.Name{CommonName: "An authority that the phone knows"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign},
+		{Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}},
+	} {
+		c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(int64(i+1)), now.Add(-time.Hour), now.Add(24*time.Hour)
+		own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if parent == nil {
+			parent, signer = c, own
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, own.Public(), signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			authority = write("authority.pem", "CERTIFICATE", der)
+			continue
+		}
+		secret, err := x509.MarshalPKCS8PrivateKey(own)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, key = write("portal.pem", "CERTIFICATE", der), write("portal.key", "PRIVATE KEY", secret)
+	}
+	return authority, cert, key
+}
+
+// advertisement asks for a router advertisement as a phone does (RFC 4861 section 6.3.7) and returns its options but those that
+// stand in it several times.
+func (s *shared) advertisement(phone, ifname string) map[byte][]byte {
+	s.t.Helper()
+	n, err := s.World.node(phone)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var c *ipv6.PacketConn
+	var out ipv6.ControlMessage
+	if err := inside(n.ns, func() error {
+		dev, err := net.InterfaceByName(ifname)
+		if err != nil {
+			return err
+		}
+		out.IfIndex = dev.Index
+		raw, err := net.ListenPacket("ip6:ipv6-icmp", "::")
+		if err != nil {
+			return err
+		}
+		c = ipv6.NewPacketConn(raw)
+		var f ipv6.ICMPFilter
+		f.SetAll(true)
+		f.Accept(ipv6.ICMPTypeRouterAdvertisement)
+		return errors.Join(c.SetICMPFilter(&f), c.SetMulticastHopLimit(255))
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	buf := make([]byte, 1500)
+	for begin := time.Now(); time.Since(begin) < 20*time.Second; {
+		if _, err := c.WriteTo([]byte{133, 0, 0, 0, 0, 0, 0, 0}, &out, &net.IPAddr{IP: net.IPv6linklocalallrouters}); err != nil {
+			s.t.Fatal(err)
+		}
+		c.SetReadDeadline(time.Now().Add(4 * time.Second)) // a router that nobody knows yet waits 3 s between two to all
+		size, _, _, err := c.ReadFrom(buf)
+		if err != nil || size < 16 {
+			continue
+		}
+		got := map[byte][]byte{}
+		for o := buf[16:size]; len(o) > 1 && o[1] > 0 && 8*int(o[1]) <= len(o); o = o[8*int(o[1]):] {
+			got[o[0]] = o[2 : 8*int(o[1])]
+		}
+		return got
+	}
+	s.t.Fatal("nobody advertises a router")
+	return nil
+}
+
+// A router with a certificate tells devices of its page by DHCP and by advertisement (RFC 8910), and a phone that trusts the
+// certificate reads there whether it is captive and what it has left (RFC 8908), by name. Both DHCP servers say it.
+func TestGuestIsTold(t *testing.T) {
+	needs(t, "curl", "dnsmasq")
+	const host = "portal.village.example"
+	for _, dhcp := range []string{"dnsmasq", "own"} {
+		t.Run(dhcp, func(t *testing.T) {
+			w, ctx := worldFor(t, empty)
+			s := &shared{World: w, t: t, ctx: ctx}
+			authority, cert, key := certify(t, w.Dir, host)
+			s.node("router", 0, fmt.Sprintf("\n[guest]\ninterface = \"eth0\"\ndhcp = %q\nhost = %q\ncertificate = %q\nkey = %q\n", dhcp, host, cert, key))
+			if _, err := w.AddNode("phone"); err != nil {
+				t.Fatal(err)
+			}
+			s.line(Shape{}, "router", "phone")
+			s.start()
+
+			const api8908 = "https://" + host + "/captive/api"
+			if got := s.join("phone", "eth0"); got != api8908 {
+				t.Errorf("DHCP names %q, want %s", got, api8908)
+			}
+			if got := string(bytes.TrimRight(s.advertisement("phone", "eth0")[37], "\x00")); got != api8908 {
+				t.Errorf("the router advertises %q, want %s", got, api8908)
+			}
+			var served api.Guests
+			if err := s.Weft(ctx, "router", &served, "guest"); err != nil || served.DHCP != dhcp {
+				t.Errorf("DHCP comes from %q, %v", served.DHCP, err)
+			}
+
+			phone := browser{t: t, ctx: ctx, w: w, node: "phone"}
+			if got, err := phone.try(api8908); err == nil || !strings.Contains(err.Error(), "certificate") {
+				t.Errorf("a phone that does not know the authority gets %q, %v", got, err)
+			}
+			phone.args = []string{"--cacert", authority}
+			state := func() (captive bool, seconds, left int64) {
+				t.Helper()
+				said := phone.fetch("-H", "Accept: application/captive+json", "-w", "\n%{http_code} %{content_type}", api8908)
+				body, kind, _ := strings.Cut(said, "\n\n")
+				var a struct {
+					Captive *bool  `json:"captive"`
+					Portal  string `json:"user-portal-url"`
+					Seconds int64  `json:"seconds-remaining"`
+					Bytes   int64  `json:"bytes-remaining"`
+				}
+				if err := json.Unmarshal([]byte(body), &a); err != nil || a.Captive == nil || a.Portal != "https://"+host+"/" || kind != "200 application/captive+json" {
+					t.Fatalf("the API says %q: %v", said, err)
+				}
+				return *a.Captive, a.Seconds, a.Bytes
+			}
+			if captive, seconds, left := state(); !captive || seconds != 0 || left != 0 {
+				t.Errorf("a new phone: captive %v, %d s, %d bytes left", captive, seconds, left)
+			}
+			if got := phone.fetch("-o", "/dev/null", "-w", "%{http_code} %{redirect_url}", "http://192.0.2.1/generate_204"); got != "302 https://"+host+"/" {
+				t.Errorf("the probe of a new phone is answered %q", got)
+			}
+			var made []api.Voucher
+			if err := s.Weft(ctx, "router", &made, "voucher", "create", "--minutes", "60", "--data", "50MB"); err != nil || len(made) != 1 {
+				t.Fatalf("%+v, %v", made, err)
+			}
+			phone.fetch("-o", "/dev/null", "--data-urlencode", "code="+made[0].Code, "https://"+host+"/voucher")
+			if captive, seconds, left := state(); captive || seconds < 3000 || seconds > 3600 || left < 40e6 || left > 50e6 {
+				t.Errorf("with a voucher: captive %v, %d s, %d bytes left", captive, seconds, left)
+			}
+		})
 	}
 }
