@@ -48,6 +48,8 @@ type peerState struct {
 	streams []streamListener // of this peer, for when UDP is blocked
 }
 
+const maxMultiplier = 1_000_000
+
 // Redialing: soon after a loss, when the neighbour probably restarts, and patiently later.
 const (
 	maxPeers      = 256
@@ -68,15 +70,11 @@ func (m *Manager) AddPeer(p Peer) error {
 		return err
 	}
 	if p.Multiplier == 0 {
-		p.Multiplier = u.peer.Multiplier
+		p.Multiplier = 1000
 	}
 	if p.Multiplier < 1 || p.Multiplier > maxMultiplier {
 		return fmt.Errorf("peer %q: cost %d: write thousandths from 1 to %d", p.URI, p.Multiplier, maxMultiplier)
 	}
-	if p.Key.IsZero() {
-		p.Key = u.peer.Key
-	}
-	p.Metered = p.Metered || u.peer.Metered
 	if err := checkRate(p.Rate); err != nil {
 		return fmt.Errorf("peer %q: %w", p.URI, err)
 	}

@@ -21,7 +21,6 @@ type uri struct {
 	zone   string // of a link-local address
 	port   uint16
 	path   string // of wss
-	peer   Peer   // what the query says
 }
 
 const schemes = "udp://host:port, tls://host:port or wss://host[:port]/path"
@@ -43,10 +42,10 @@ func parseURI(s string, listener bool) (uri, error) {
 		}
 		return bad("%w; write %s", err, schemes)
 	}
-	u := uri{scheme: p.Scheme, host: p.Hostname(), path: p.Path, peer: Peer{Multiplier: 1000}}
+	u := uri{scheme: p.Scheme, host: p.Hostname(), path: p.Path}
 	switch u.scheme {
 	case "udp", "tls":
-		if u.path != "" && u.path != "/" {
+		if u.path != "" {
 			return bad("%s:// takes no path", u.scheme)
 		}
 	case "wss":
@@ -58,8 +57,8 @@ func parseURI(s string, listener bool) (uri, error) {
 	default:
 		return bad("unknown scheme %q; write %s", u.scheme, schemes)
 	}
-	if p.User != nil || p.Fragment != "" || p.Opaque != "" {
-		return bad("only host, port and ?key=&cost=&metered= are understood; write %s", schemes)
+	if p.User != nil || p.RawQuery != "" || p.Fragment != "" || p.Opaque != "" {
+		return bad("has more than host, port and path; write %s, and what else is known of a peer (key, cost, metered) beside it", schemes)
 	}
 	if u.host == "" && !listener {
 		return bad("no host; write %s", schemes)
@@ -85,36 +84,8 @@ func parseURI(s string, listener bool) (uri, error) {
 			return bad("a link-local address needs its interface, as in udp://[%s%%25eth0]:%d", u.host, u.port)
 		}
 	}
-	q, err := url.ParseQuery(p.RawQuery)
-	if err != nil {
-		return bad("options: %w", err)
-	}
-	if listener && len(q) > 0 {
-		return bad("a listen address takes no options")
-	}
-	for name, values := range q {
-		v := values[len(values)-1]
-		switch name {
-		case "key":
-			if u.peer.Key, err = ident.ParsePublicKey(v); err != nil {
-				return bad("option key: %w", err)
-			}
-		case "cost":
-			if u.peer.Multiplier, err = strconv.Atoi(v); err != nil || u.peer.Multiplier < 1 || u.peer.Multiplier > maxMultiplier {
-				return bad("option cost=%s: write thousandths from 1 to %d; 1000 is neutral, 2000 makes the link cost twice as much", v, maxMultiplier)
-			}
-		case "metered":
-			if u.peer.Metered, err = strconv.ParseBool(v); err != nil {
-				return bad("option metered=%s: write 1 or 0", v)
-			}
-		default:
-			return bad("unknown option %q; there are key, cost and metered", name)
-		}
-	}
 	return u, nil
 }
-
-const maxMultiplier = 1_000_000
 
 // resolve returns the addresses behind a URI's host.
 func (m *Manager) resolve(ctx context.Context, u uri) ([]netip.Addr, error) {
