@@ -324,11 +324,11 @@ func (d *discovery) chosenLocked(n *lan, key ident.PublicKey) bool {
 	return n.choice == nil || n.choice[key.ID()]
 }
 
-// lanChoice chooses whom to link with on a LAN: everybody (nil) while there are at most limit others; else, on the ring
+// lanChoice chooses whom to link with on a LAN: everybody (nil) while there are at most limit others or no limit; else, on the ring
 // of all ids in order, the nodes 1, 2, 4, 16, 64 … places away in both directions. The choice is symmetric when both ends
 // hear the same nodes, and the ring keeps the LAN connected when some do not.
 func lanChoice(self ident.NodeID, others []ident.NodeID, limit int) map[ident.NodeID]bool {
-	if len(others) <= limit {
+	if limit <= 0 || len(others) <= limit {
 		return nil
 	}
 	ring := append(slices.Clone(others), self)

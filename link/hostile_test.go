@@ -189,6 +189,9 @@ func TestLANChoice(t *testing.T) {
 		for i := range ids {
 			ids[i] = ident.NodeID(rapid.Uint64Min(1).Draw(t, "id"))
 		}
+		if lanChoice(ids[0], ids[1:], 0) != nil {
+			t.Fatal("without a cap somebody is left out")
+		}
 		choice := map[ident.NodeID]map[ident.NodeID]bool{}
 		all := map[ident.NodeID]bool{}
 		for _, id := range ids {

@@ -55,7 +55,7 @@ type Config struct {
 	Peers        []Peer
 	Multicast    Multicast
 	Rates        []InterfaceRate // of links by interface; the first that fits counts
-	LANCap       int             // with more nodes than this on a LAN, link to some of them only; zero: DefaultLANCap
+	LANCap       int             // with more nodes than this on a LAN, link to some of them only; zero: link to all
 
 	Introductions Introductions
 
@@ -68,9 +68,6 @@ type Introductions struct {
 	Refuse bool // never be introduced to somebody who asks for it
 	Silent bool // never introduce neighbours to one another
 }
-
-// DefaultLANCap is how many nodes on one LAN still link to one another without choosing.
-const DefaultLANCap = 12
 
 // Multicast configures discovery.
 type Multicast struct {
@@ -160,9 +157,6 @@ func New(cfg Config) (*Manager, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
-	}
-	if cfg.LANCap <= 0 {
-		cfg.LANCap = DefaultLANCap
 	}
 	if cfg.Underlay == nil {
 		cfg.Underlay = System(cfg.Control)
