@@ -112,9 +112,15 @@ type Plane struct {
 	slots   atomic.Pointer[[]*Neighbour] // copy on write; index & slotMask finds the neighbour
 	transit atomic.Bool
 
+	gateways atomic.Pointer[map[ident.NodeID]struct{}]
+	start    time.Time     // of now
+	wake     chan struct{} // for Serve
+
 	c counters
 
-	mu sync.Mutex // guards writes to slots
+	mu      sync.Mutex   // guards writes to slots, and what follows
+	serving bool         // Serve runs
+	curbed  []*Neighbour // that have a curb; copy on write
 }
 
 type counters struct {
@@ -132,10 +138,11 @@ const (
 
 // New makes the packet path of node self. local takes what is addressed to it.
 func New(self ident.NodeID, local Local) *Plane {
-	p := &Plane{self: self, local: local}
+	p := &Plane{self: self, local: local, start: time.Now(), wake: make(chan struct{}, 1)}
 	p.table.Store(&Table{})
 	p.slots.Store(&[]*Neighbour{})
 	p.transit.Store(true)
+	p.gateways.Store(&map[ident.NodeID]struct{}{})
 	return p
 }
 
@@ -200,6 +207,7 @@ func (p *Plane) Remove(n *Neighbour) {
 	if i := int(n.index & slotMask); i < len(slots) && slots[i] == n {
 		slots[i] = nil
 		p.slots.Store(&slots)
+		p.uncurb(n)
 	}
 }
 
@@ -272,7 +280,7 @@ func (p *Plane) Send(dest ident.NodeID, class wire.Class, buf []byte, seg int) e
 	if err := n.transmit(buf, seg, count); err != nil {
 		return err
 	}
-	n.hand(flowKey{dest, class}, count, len(buf)-count*wire.HopLen, true)
+	n.hand(flowKey{dest: dest, class: class}, count, len(buf)-count*wire.HopLen, true)
 	return nil
 }
 

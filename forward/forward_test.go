@@ -142,13 +142,13 @@ func TestFlowsAreCountedPerDestinationAndClass(t *testing.T) {
 	}
 	total := map[flowKey]Flow{}
 	for _, f := range ba.n.Flows() {
-		total[flowKey{f.Dest, f.Class}] = f
+		total[flowKey{dest: f.Dest, class: f.Class}] = f
 	}
 	for _, d := range []ident.NodeID{b.key.ID(), c.key.ID()} {
-		if f := total[flowKey{d, wire.ClassBulk}]; f.Packets != 4 || f.Bytes != 400 {
+		if f := total[flowKey{dest: d, class: wire.ClassBulk}]; f.Packets != 4 || f.Bytes != 400 {
 			t.Errorf("bulk to %v: %+v", d, f)
 		}
-		if f := total[flowKey{d, wire.ClassGateway}]; f.Packets != 2 || f.Bytes != 200 {
+		if f := total[flowKey{dest: d, class: wire.ClassGateway}]; f.Packets != 2 || f.Bytes != 200 {
 			t.Errorf("gateway to %v: %+v", d, f)
 		}
 	}

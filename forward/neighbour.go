@@ -22,6 +22,7 @@ type Neighbour struct {
 	keys atomic.Pointer[linkKeys]
 
 	queue atomic.Pointer[shaping] // nil: not shaped
+	curb  atomic.Pointer[curb]    // nil: not throttled
 
 	sentPackets, sentBytes atomic.Uint64
 	lastSent               atomic.Int64 // coarse; data only
@@ -46,6 +47,8 @@ type Neighbour struct {
 		serving bool
 		s       *shaping // nil until Serve runs for the first time
 	}
+
+	curbed *curb // guarded by Plane.mu; nil until Throttle is called for the first time
 }
 
 // linkKeys are the keys in force. They are replaced as a whole; only the windows and the send counter inside move on.
@@ -153,27 +156,25 @@ func when(ns int64) time.Time {
 	return epoch.Add(time.Duration(ns))
 }
 
-// Flows returns what the neighbour handed over, by destination and class. Destination zero gathers those over the bound.
+// Flows returns what the neighbour handed over, by destination, class and hops; those that differ in hops alone stand together.
+// Destination zero gathers those over the bound.
 func (n *Neighbour) Flows() []Flow {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	out := make([]Flow, 0, len(n.flows.flows))
-	for _, f := range n.flows.flows {
-		out = append(out, f.Flow)
+	all := n.flows.all()
+	out := make([]Flow, len(all))
+	for i := range all {
+		out[i] = all[i].Flow
 	}
 	return out
 }
 
-// Handed returns what this node sent or relayed to the neighbour, by destination and class: what its Sender took. Destination
-// zero gathers those over the bound.
+// Handed returns what this node sent or relayed to the neighbour, by destination, class and hops as [Neighbour.Flows] does: what its
+// Sender took. Destination zero gathers those over the bound.
 func (n *Neighbour) Handed() []Handed {
 	n.handed.mu.Lock()
 	defer n.handed.mu.Unlock()
-	out := make([]Handed, 0, len(n.handed.flows))
-	for _, f := range n.handed.flows {
-		out = append(out, *f)
-	}
-	return out
+	return n.handed.all()
 }
 
 // hand books datagrams of one flow that the Sender took.

@@ -22,6 +22,7 @@ func (r *Receiver) Flush() { r.sink.Flush() }
 const (
 	verdictDrop = 0
 	verdictPass = 1
+	verdictHold = 2 // it waits for the rate of the neighbour it came from
 )
 
 // Receive takes one read: datagrams of seg bytes each, the last may be shorter, all from one endpoint. A kernel joins what
@@ -44,7 +45,7 @@ func (r *Receiver) Receive(from Endpoint, buf []byte, seg int) {
 // receive works in place, in two passes: the first checks and books every datagram under its neighbour's lock, the second
 // routes them, sending each run of neighbours-in-buffer for the same next hop as one burst without copying.
 func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
-	in := r.check(from, buf, seg)
+	in, held := r.check(from, buf, seg)
 	if in == nil {
 		return
 	}
@@ -75,16 +76,22 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 		dest  ident.NodeID
 		to    *Neighbour
 		queue *shaping
+		curb  *curb // of the next hop, for gateway traffic
 	}
 	transit := p.transit.Load()
 	for at := 0; at < len(buf); at += seg {
 		end := min(at+seg, len(buf))
 		h := wire.Hop(buf[at:end])
-		if len(h) < wire.MinHop || h[3] != verdictPass {
+		if len(h) < wire.MinHop || h[3] == verdictDrop {
 			continue
 		}
+		verdict := h[3]
 		h[3] = 0
 		dest := h.Dest()
+		if verdict == verdictHold {
+			p.hold(held, in, h, false)
+			continue
+		}
 		if dest == p.self {
 			p.c.delivered.Add(1)
 			r.sink.Deliver(h, in)
@@ -106,10 +113,17 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 				why.Add(1)
 				continue
 			}
-			last.dest, last.to, last.queue = dest, to, to.queue.Load()
+			last.dest, last.to, last.queue, last.curb = dest, to, to.queue.Load(), to.curb.Load()
+			if last.curb != nil && !p.isGateway(dest) {
+				last.curb = nil
+			}
 		}
+		if last.curb != nil && h.Class() == wire.ClassGateway {
+			p.hold(last.curb, in, h, true)
+			continue
+		}
+		lowerTTL(h)
 		if last.queue != nil {
-			h.SetTTL(h.TTL() - 1)
 			last.queue.put(in, h)
 			continue
 		}
@@ -118,28 +132,29 @@ func (r *Receiver) receive(from Endpoint, buf []byte, seg int) {
 		}
 		if run.count == 0 {
 			run.to, run.keys, run.start = to, to.keys.Load(), at
-			run.flow, run.mixed = flowKey{dest, h.Class()}, false
+			run.flow, run.mixed = keyOf(h), false
 			if run.keys == nil {
 				p.c.noKeys.Add(1)
 				continue
 			}
 		}
-		h.SetTTL(h.TTL() - 1)
 		h.Seal(run.keys.send, wire.KindData, run.keys.epoch, run.keys.peerIndex, to.reserve(run.keys, 1))
 		run.count++
 		run.end = end
-		if dest != run.flow.dest || h.Class() != run.flow.class {
+		if run.count > 1 && keyOf(h) != run.flow {
 			run.mixed = true
 		}
 	}
 	flush()
 }
 
-// check is the first pass. It returns the neighbour that the datagrams came from, nil when none passed. All of buf have one
-// index, but for a last one that is too short to have any.
-func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
+// lowerTTL is a relay's share of the way. Above 64 no source begins, so more counts as that: no relay on the way is left out.
+func lowerTTL(h wire.Hop) { h.SetTTL(min(h.TTL(), wire.DefaultTTL) - 1) }
+
+// check is the first pass. It returns the neighbour that the datagrams came from, nil when none passed, and where those wait
+// that must. All of buf have one index, but for a last one that is too short to have any.
+func (r *Receiver) check(from Endpoint, buf []byte, seg int) (in *Neighbour, held *curb) {
 	p := r.p
-	var in *Neighbour
 	passed := 0
 	var newest bool
 	now := coarse()
@@ -160,6 +175,7 @@ func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
 				p.c.unknownLink.Add(1)
 				continue
 			}
+			held = in.curb.Load()
 			in.mu.Lock()
 		}
 		k := in.keys.Load()
@@ -203,12 +219,16 @@ func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
 			in.mu.Lock()
 			continue
 		}
+		passed++
+		if held != nil && h.Class() == wire.ClassGateway && h.Dest() != p.self && !p.isGateway(h.Dest()) {
+			h[3] = verdictHold
+			continue
+		}
 		in.flows.add(p, h)
 		h[3] = verdictPass
-		passed++
 	}
 	if in == nil {
-		return nil
+		return nil, nil
 	}
 	if passed > 0 {
 		in.lastRecv = now
@@ -219,9 +239,9 @@ func (r *Receiver) check(from Endpoint, buf []byte, seg int) *Neighbour {
 		in.events.Moved(from)
 	}
 	if passed == 0 {
-		return nil
+		return nil, nil
 	}
-	return in
+	return in, held
 }
 
 // movedLocked notes where the newest datagram came from and reports whether that is a new place. Older datagrams that

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 
+	"weft/ident"
 	"weft/shape"
 	"weft/wire"
 )
@@ -32,6 +33,9 @@ type shaping struct {
 type parcel struct {
 	b   []byte
 	own bool // this node's
+
+	from    *Neighbour // where it came from, and
+	counted bool       // whether its tally knows it: of those that a curb holds
 }
 
 // Waiting datagrams are copies in buffers of three sizes; those above, which no link of today has, are left to the collector.
@@ -66,6 +70,7 @@ func newParcel(d []byte, own bool) *parcel {
 }
 
 func (p *parcel) free() {
+	p.from = nil
 	switch cap(p.b) {
 	case tinyParcel:
 		tinyParcels.Put(p)
@@ -87,16 +92,22 @@ func newShaping(n *Neighbour) *shaping {
 
 // put queues a copy of a datagram whose TTL, class and destination are set. from is nil for this node's own.
 func (s *shaping) put(from *Neighbour, h wire.Hop) {
-	key := uint64(h.Dest())
-	if from != nil {
-		key ^= uint64(from.index) * 0x9e3779b97f4a7c15 // spread over all bits
-	}
+	key := spread(from, h.Dest())
 	p := newParcel(h, from == nil)
 	if h.Class() == wire.ClassControl {
 		s.q.SubmitUrgent(key, 1, len(h)+wireOverhead, p)
 	} else {
 		s.q.Submit(key, 1, len(h)+wireOverhead, p)
 	}
+}
+
+// spread is the flow of what goes from a neighbour, nil for this node, to a destination.
+func spread(from *Neighbour, dest ident.NodeID) uint64 {
+	key := uint64(dest)
+	if from != nil {
+		key ^= uint64(from.index) * 0x9e3779b97f4a7c15 // over all bits
+	}
+	return key
 }
 
 // emit sends what is due, as few bursts.

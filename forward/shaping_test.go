@@ -319,9 +319,9 @@ func TestHandedOfAMixedBurst(t *testing.T) {
 	b.plane.NewReceiver().Receive(Endpoint{Port: 1}, all, len(kept.buf))
 	got := map[flowKey]uint64{}
 	for _, h := range bc.n.Handed() {
-		got[flowKey{h.Dest, h.Class}] = h.Bytes
+		got[flowKey{dest: h.Dest, class: h.Class}] = h.Bytes
 	}
-	want := map[flowKey]uint64{{c.key.ID(), 0}: 200, {c.key.ID(), 2}: 100, {d, 0}: 100}
+	want := map[flowKey]uint64{{dest: c.key.ID()}: 200, {dest: c.key.ID(), class: 2}: 100, {dest: d}: 100}
 	if !maps.Equal(got, want) || bc.p.bulks != 1 {
 		t.Errorf("%v in %d bursts, want %v in one", got, bc.p.bulks, want)
 	}

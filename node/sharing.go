@@ -18,6 +18,7 @@ import (
 	"weft/config"
 	"weft/dns"
 	"weft/firewall"
+	"weft/forward"
 	"weft/gateway"
 	"weft/gateway/host"
 	"weft/ident"
@@ -818,6 +819,17 @@ func (r *routing) linkLoss(id ident.NodeID) int {
 	return 0
 }
 
+// addFlow adds a flow without its hops, which the meter does not tell apart: those that differ in them alone stand together.
+func addFlow(to []meter.Flow, f forward.Flow) []meter.Flow {
+	m := meter.Flow{Dest: f.Dest, Class: uint8(f.Class), Packets: f.Packets, Bytes: f.Bytes}
+	if n := len(to); n > 0 && to[n-1].Dest == m.Dest && to[n-1].Class == m.Class {
+		to[n-1].Packets += m.Packets
+		to[n-1].Bytes += m.Bytes
+		return to
+	}
+	return append(to, m)
+}
+
 // readLinks gives the meter the counters of the packet path.
 func (r *routing) readLinks() []meter.LinkReading {
 	r.mu.Lock()
@@ -827,10 +839,10 @@ func (r *routing) readLinks() []meter.LinkReading {
 		nb := l.Neighbour()
 		m := meter.LinkReading{Neighbour: l.Peer().ID(), Epoch: uint64(l.Since().UnixNano()) ^ uint64(nb.Index())<<40}
 		for _, f := range nb.Flows() {
-			m.Recv = append(m.Recv, meter.Flow{Dest: f.Dest, Class: uint8(f.Class), Packets: f.Packets, Bytes: f.Bytes})
+			m.Recv = addFlow(m.Recv, f)
 		}
 		for _, f := range nb.Handed() {
-			m.Sent = append(m.Sent, meter.Flow{Dest: f.Dest, Class: uint8(f.Class), Packets: f.Packets, Bytes: f.Bytes})
+			m.Sent = addFlow(m.Sent, f.Flow)
 		}
 		out = append(out, m)
 	}
