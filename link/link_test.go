@@ -327,7 +327,7 @@ func TestPinAndSelf(t *testing.T) {
 	a, b, other := newNode(t, nil), newNode(t, nil), newNode(t, nil)
 	a.start()
 	b.start()
-	if err := b.m.AddPeer(Peer{URI: a.listening("udp") + "?key=" + other.key().String()}); err != nil {
+	if err := b.m.AddPeer(Peer{URI: a.listening("udp"), Key: other.key()}); err != nil {
 		t.Fatal(err)
 	}
 	poll(t, "refusal of a wrong key", func() bool { return strings.Contains(b.m.Peers()[0].Error, "expected was "+other.key().String()) })

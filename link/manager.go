@@ -78,7 +78,7 @@ type Multicast struct {
 
 // Peer is a neighbour that the operator names.
 type Peer struct {
-	URI        string          // udp://host:port, tls://host:port or wss://host[:port]/path, with ?key=&cost=&metered=1
+	URI        string          // udp://host:port, tls://host:port or wss://host[:port]/path
 	Key        ident.PublicKey // zero: whoever answers there
 	Multiplier int             // of the cost, in thousandths; zero: 1000
 	Metered    bool

@@ -551,7 +551,10 @@ func TestLossAndCost(t *testing.T) {
 		ha, hb := n.Host(lan), n.Host(lan)
 		a := start(t, ha, nil, onPort(1000))
 		defer a.end()
-		b := start(t, hb, nil, onPort(1000, peerURI(ha.Addr(lan), 1000)+"?cost=2000"))
+		b := start(t, hb, nil, func(c *link.Config) {
+			onPort(1000)(c)
+			c.Peers = []link.Peer{{URI: peerURI(ha.Addr(lan), 1000), Multiplier: 2000}}
+		})
 		defer b.end()
 		within(t, time.Second, "link", linked(a, b))
 		la, lb := a.m.Links()[0], b.m.Links()[0]
