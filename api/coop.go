@@ -21,27 +21,33 @@ type Cooper interface {
 	Transact(ctx context.Context, req CoopTx) (CoopResult, error)
 	// Sponsor signs for a key that wants to apply for membership.
 	Sponsor(ctx context.Context, req CoopSponsor) (CoopWord, error)
+	// Agree signs with the node's key that it agrees to something that a member then sends.
+	Agree(ctx context.Context, req CoopAgree) (CoopAgreement, error)
 }
 
 // Coop is this node's community as the ledger has it.
 type Coop struct {
-	State      string    `json:"state"`               // none, starting, keeping, following, unreachable
-	Why        string    `json:"why,omitempty"`       // in plain words
-	Chain      string    `json:"chain,omitempty"`     // id of the ledger's chain
-	Keeper     string    `json:"keeper,omitempty"`    // id of the node whose ledger is followed
-	Name       string    `json:"name,omitempty"`      // of that node
-	Height     int64     `json:"height"`              // of the newest block
-	Time       time.Time `json:"time,omitzero"`       // of the newest block
-	Validators int       `json:"validators"`          // that vote on blocks
-	Validating bool      `json:"validating"`          // this node is one of them
-	Members    uint64    `json:"members"`             // with a vote
-	Member     uint64    `json:"member,omitempty"`    // number of this node's owner; 0 is none
-	Called     string    `json:"called,omitempty"`    // as the register has the owner
-	Standing   string    `json:"standing,omitempty"`  // active, suspended, left, expelled
-	Balance    int64     `json:"balance_ncredit"`     // of this node's key; negative is owed
-	Limit      int64     `json:"limit_ncredit"`       // how far it may be owed
-	Verified   bool      `json:"verified"`            // the account is proved against blocks that this node has verified
-	Verifying  string    `json:"verifying,omitempty"` // how the verification of blocks stands, in plain words
+	State      string    `json:"state"`                // none, starting, keeping, following, unreachable
+	Why        string    `json:"why,omitempty"`        // in plain words
+	Chain      string    `json:"chain,omitempty"`      // id of the ledger's chain
+	Keeper     string    `json:"keeper,omitempty"`     // id of the node whose ledger is followed
+	Name       string    `json:"name,omitempty"`       // of that node
+	Height     int64     `json:"height"`               // of the newest block
+	Time       time.Time `json:"time,omitzero"`        // of the newest block
+	Validators int       `json:"validators"`           // that vote on blocks
+	Validating bool      `json:"validating"`           // this node is one of them
+	Members    uint64    `json:"members"`              // with a vote
+	Member     uint64    `json:"member,omitempty"`     // number of this node's owner; 0 is none
+	Called     string    `json:"called,omitempty"`     // as the register has the owner
+	Standing   string    `json:"standing,omitempty"`   // active, suspended, left, expelled
+	Balance    int64     `json:"balance_ncredit"`      // of this node's key; negative is owed
+	Limit      int64     `json:"limit_ncredit"`        // how far it may be owed
+	Verified   bool      `json:"verified"`             // the account is proved against blocks that this node has verified
+	Verifying  string    `json:"verifying,omitempty"`  // how the verification of blocks stands, in plain words
+	Domain     string    `json:"domain,omitempty"`     // of the community's names: LABEL.DOMAIN
+	Names      []string  `json:"names,omitempty"`      // of this node's owner, whole
+	Registered string    `json:"registered,omitempty"` // how this node stands in the ledger: whose it is, what it serves as, in plain words
+	Warnings   []string  `json:"warnings,omitempty"`   // what the owner must know, in plain words: a new key for the owner's membership, rules that this program does not know
 }
 
 // CoopFound begins a community.
@@ -86,6 +92,20 @@ type CoopWord struct {
 	Word    []byte          `json:"word"`    // the signature
 }
 
+// CoopAgree asks for the node's signature under something that concerns its key.
+type CoopAgree struct {
+	To     string `json:"to"`     // rekey: be the member's new key; act: act for the member; register: be the member's node; revoke: be revoked
+	Member uint64 `json:"member"` // number; of no meaning when To is revoke
+}
+
+// CoopAgreement is that signature.
+type CoopAgreement struct {
+	To     string          `json:"to"`     // as it was asked
+	Member uint64          `json:"member"` // number
+	Key    ident.PublicKey `json:"key"`    // of this node, which signs
+	Word   []byte          `json:"word"`   // the signature
+}
+
 // Ledger is a Backend through which the ledger's state can be read.
 type Ledger interface {
 	// LedgerHandler serves what the engine's own socket serves.
@@ -110,6 +130,10 @@ func (c *Client) Transact(ctx context.Context, req CoopTx) (CoopResult, error) {
 
 func (c *Client) Sponsor(ctx context.Context, req CoopSponsor) (CoopWord, error) {
 	return call[CoopWord](ctx, c, "POST", "/v1/coop/sponsor", req)
+}
+
+func (c *Client) Agree(ctx context.Context, req CoopAgree) (CoopAgreement, error) {
+	return call[CoopAgreement](ctx, c, "POST", "/v1/coop/agree", req)
 }
 
 // DialLedger connects to the node's socket, for a bftclient.Client over LedgerPath.

@@ -24,6 +24,9 @@ func (w *world) Transact(_ context.Context, r CoopTx) (CoopResult, error) {
 func (w *world) Sponsor(_ context.Context, r CoopSponsor) (CoopWord, error) {
 	return CoopWord{Sponsor: r.Key, Word: []byte{1}}, w.err
 }
+func (w *world) Agree(_ context.Context, r CoopAgree) (CoopAgreement, error) {
+	return CoopAgreement{To: r.To, Member: r.Member, Word: []byte{2}}, w.err
+}
 func (w *world) LedgerHandler() http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) { fmt.Fprint(rw, r.URL.Path) })
 }
@@ -43,6 +46,9 @@ func TestCoop(t *testing.T) {
 	}
 	if r, err := c.Transact(ctx, CoopTx{Kind: 100, Body: []byte{0, 255}}); err != nil || r.Code != 100 || !bytes.Equal(r.Data, []byte{0, 255}) {
 		t.Errorf("transact: %+v, %v", r, err)
+	}
+	if r, err := c.Agree(ctx, CoopAgree{To: "rekey", Member: 3}); err != nil || len(r.Word) != 1 || r.To != "rekey" || r.Member != 3 {
+		t.Errorf("agree: %+v, %v", r, err)
 	}
 	if r, err := c.Sponsor(ctx, CoopSponsor{}); err != nil || len(r.Word) != 1 {
 		t.Errorf("sponsor: %+v, %v", r, err)

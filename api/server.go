@@ -158,6 +158,10 @@ var endpoints = []endpoint{
 		serve: with(func(b Backend, r *http.Request, req CoopSponsor) (CoopWord, error) {
 			return b.Sponsor(r.Context(), req)
 		})},
+	{method: "POST", path: "/v1/coop/agree", summary: "Sign that this node's key agrees to what a member sends.", request: CoopAgree{}, response: CoopAgreement{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req CoopAgree) (CoopAgreement, error) {
+			return b.Agree(r.Context(), req)
+		})},
 }
 
 // shared fills in lists that are empty.

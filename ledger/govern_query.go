@@ -131,6 +131,9 @@ func (m *Machine) Validators() []Validator {
 // Treasurers returns who is in office at a time.
 func (m *Machine) Treasurers(now int64) []Officer { return m.view(Header{Time: now}).treasurers() }
 
+// RulesVersion is the newest version of the ledger's rules that this program knows.
+const RulesVersion = 1
+
 // Version is the version of the ledger's rules in force.
 func (m *Machine) Version() uint64 { return programVersion(m.base) }
 

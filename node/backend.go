@@ -97,6 +97,7 @@ func (n *Node) Status(ctx context.Context) (api.Status, error) {
 			s.Warnings = append(s.Warnings, fmt.Sprintf("No link with %s: %s", r.Endpoint, r.Reason))
 		}
 	}
+	s.Warnings = append(s.Warnings, n.coop.warnings()...)
 	var err error
 	s.Internet, err = n.internet(ctx)
 	return s, err
@@ -274,6 +275,9 @@ func (n *Node) Events(ctx context.Context) iter.Seq2[api.Event, error] { return 
 
 // find returns the node that somebody means.
 func (n *Node) find(target string) (ident.PublicKey, error) {
+	if key, ok, err := n.coop.findNamed(context.Background(), target); ok { // it waits for two seconds at most
+		return key, err
+	}
 	t, err := api.ParseTarget(target)
 	if err != nil {
 		return ident.PublicKey{}, err

@@ -69,8 +69,10 @@ type coop struct {
 	last error         // why the ledger could not be asked
 
 	followers []string // engines that may connect without being validators
+	warned    []string // what the owner must know
 
 	light lightClient
+	names *naming
 }
 
 // lightClient verifies blocks for a node that keeps no ledger.
@@ -93,6 +95,7 @@ func newCoop(n *Node) (*coop, error) {
 			n.log.Warn("verified blocks are forgotten", "why", err)
 		}
 	}
+	c.names = newNaming(filepath.Join(c.dir, "names"), c.lookName, n.log.With("room", "names").Warn)
 	c.http = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "ledger" },
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
@@ -162,6 +165,10 @@ func (c *coop) serve(ctx context.Context) error {
 			}
 		case f.Chain != "":
 			wg.Go(func() { c.follow(part) })
+		}
+		if f.Chain != "" {
+			wg.Go(func() { c.names.serve(part) })
+			wg.Go(func() { c.watch(part) })
 		}
 		select {
 		case <-ctx.Done():
@@ -451,6 +458,11 @@ func (c *coop) prove(ctx context.Context, cl *bftclient.Client, k []byte, v bftc
 	return err
 }
 
+// believe checks a record against a verified block.
+func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
+	return c.prove(ctx, cl, k, v)
+}
+
 var chainName = regexp.MustCompile(`[^a-z0-9]+`)
 
 // FoundCoop implements api.Cooper.
@@ -603,7 +615,10 @@ func (n *Node) Coop(ctx context.Context) (api.Coop, error) {
 	c.mu.Lock()
 	f, last := c.file, c.last
 	c.mu.Unlock()
-	out := api.Coop{State: "none", Chain: f.Chain}
+	out := api.Coop{State: "none", Chain: f.Chain, Warnings: c.warnings()}
+	if f.Chain != "" {
+		out.Domain = ledger.Domain(f.Chain) + ".weft"
+	}
 	if f.Chain == "" {
 		out.Why = "to found a community: weft coop found --name NAME; to join one: weft coop join NODE"
 		return out, nil
@@ -650,6 +665,14 @@ func (n *Node) Coop(ctx context.Context) (api.Coop, error) {
 		out.Members = m.ActiveMembers()
 		if mb, was, ok := m.MemberByKey(n.self); ok && !was {
 			out.Member, out.Called, out.Standing = mb.ID, mb.Name, mb.State.String()
+		}
+		if a.Names > 0 {
+			out.Names = namesOf(m, out.Member, ledger.Domain(f.Chain))
+		}
+		out.Registered = registered(m, n.self)
+		if warn := alarms(m, n.self); st.Err() == nil {
+			c.warn(warn)
+			out.Warnings = warn
 		}
 	}
 	if !f.Keep {

@@ -527,9 +527,12 @@ func (s *sharing) newDNS() (*dns.Resolver, error) {
 }
 
 // meshName finds the address of a name that ends in .weft, and of the guests' first page.
-func (s *sharing) meshName(_ context.Context, name string) ([]netip.Addr, bool) {
+func (s *sharing) meshName(ctx context.Context, name string) ([]netip.Addr, bool) {
 	if a, ok := s.guest.portal(name); ok {
 		return a, true
+	}
+	if addrs, there, ours := s.n.coop.resolve(ctx, name); ours {
+		return addrs, there
 	}
 	key, err := s.n.find(strings.TrimSuffix(name, ".weft"))
 	if err != nil {
