@@ -5,7 +5,7 @@ import (
 	"iter"
 )
 
-// Backend is all that a node offers to its owner. It is seven small interfaces
+// Backend is all that a node offers to its owner. It is eight small interfaces
 // in one; who needs less asks for less. The node implements it, Client speaks
 // it over the socket.
 type Backend interface {
@@ -16,6 +16,7 @@ type Backend interface {
 	Sharer
 	Host
 	Cooper
+	Purse
 }
 
 // Viewer reads the state of a node. Lists come in a stable order.

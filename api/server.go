@@ -158,10 +158,30 @@ var endpoints = []endpoint{
 		serve: with(func(b Backend, r *http.Request, req CoopSponsor) (CoopWord, error) {
 			return b.Sponsor(r.Context(), req)
 		})},
+	{method: "GET", path: "/v1/wallet", summary: "What this node pays and earns.", response: Wallet{}, changes: true, // it is the owner's alone
+		serve: one(func(b Backend, r *http.Request) (Wallet, error) { return purse(b.Wallet(r.Context())) })},
+	{method: "PUT", path: "/v1/wallet", summary: "Set what it may spend.", request: WalletRequest{}, response: Wallet{}, changes: true,
+		serve: with(func(b Backend, r *http.Request, req WalletRequest) (Wallet, error) {
+			return purse(b.SetWallet(r.Context(), req))
+		})},
+	{method: "GET", path: "/v1/wallet/bill", summary: "The bill of a month, such as ?month=2026-11.", response: []BillLine{}, changes: true,
+		serve: list(func(b Backend, r *http.Request) ([]BillLine, error) { return b.Bill(r.Context(), r.FormValue("month")) })},
+	{method: "GET", path: "/v1/wallet/audit", summary: "Check the bills again.", response: WalletAudit{}, changes: true,
+		serve: one(func(b Backend, r *http.Request) (WalletAudit, error) {
+			a, err := b.AuditWallet(r.Context())
+			a.Findings = full(a.Findings)
+			return a, err
+		})},
 	{method: "POST", path: "/v1/coop/agree", summary: "Sign that this node's key agrees to what a member sends.", request: CoopAgree{}, response: CoopAgreement{}, changes: true,
 		serve: with(func(b Backend, r *http.Request, req CoopAgree) (CoopAgreement, error) {
 			return b.Agree(r.Context(), req)
 		})},
+}
+
+// purse fills in lists that are empty.
+func purse(w Wallet, err error) (Wallet, error) {
+	w.Days, w.Accounts = full(w.Days), full(w.Accounts)
+	return w, err
 }
 
 // shared fills in lists that are empty.

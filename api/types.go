@@ -291,5 +291,6 @@ const (
 	EventFirewall EventKind = "firewall"  // the rules changed
 	EventGateway  EventKind = "gateway"   // another gateway is in use, or none
 	EventMeter    EventKind = "meter"     // two meters differ, or a neighbour loses what it should carry
+	EventWallet   EventKind = "wallet"    // somebody gives the free tier alone, or the full rate again; the tariff changed
 	EventWarning  EventKind = "warning"   // Status.Warnings changed
 )

@@ -145,31 +145,12 @@ func (e *env) did(body tx.Body, format string, args ...any) error {
 }
 
 // credits prints a sum of money.
-func credits(ncredit int64) string {
-	sign := ""
-	u := uint64(ncredit)
-	if ncredit < 0 {
-		sign, u = "-", -u
-	}
-	frac := fmt.Sprintf("%09d", u%1e9)
-	for len(frac) > 2 && frac[len(frac)-1] == '0' {
-		frac = frac[:len(frac)-1]
-	}
-	return fmt.Sprintf("%s%d.%s", sign, u/1e9, frac)
-}
+func credits(ncredit int64) string { return config.Credits(ncredit).String() }
 
 // parseCredits reads a sum of money.
 func parseCredits(s string) (int64, error) {
-	bad := fmt.Errorf("%q is no sum; written like 12.50", s)
-	whole, frac, _ := strings.Cut(strings.TrimSpace(s), ".")
-	if len(frac) > 9 || whole == "" && frac == "" || strings.ContainsAny(whole+frac, "+-") {
-		return 0, bad
-	}
-	n, err := strconv.ParseInt(cmp.Or(whole, "0")+frac+strings.Repeat("0", 9-len(frac)), 10, 64)
-	if err != nil || n > tx.MaxAmount {
-		return 0, bad
-	}
-	return n, nil
+	c, err := config.ParseCredits(s)
+	return int64(c), err
 }
 
 type coopStatusCmd struct{}

@@ -1,15 +1,22 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
+	"weft/api"
+	"weft/config"
 	"weft/ledger"
 	"weft/ledger/tx"
 )
 
 type walletCmd struct {
-	Status walletStatusCmd `cmd:"" default:"1" help:"Show what there is and what can be spent."`
+	Status walletStatusCmd `cmd:"" default:"1" help:"Show what is left of the month, what was used and earned, and who owes what."`
+	Cap    walletCapCmd    `cmd:"" help:"Say what the internet may cost in a month; what is within it is paid without asking."`
+	Bill   walletBillCmd   `cmd:"" help:"Show the bill of a month, with the meter readings behind each line."`
+	Audit  walletAuditCmd  `cmd:"" help:"Check all bills, vouchers and receipts again against this node's own counters."`
 	Send   walletSendCmd   `cmd:"" help:"Give money to another member."`
 	Log    walletLogCmd    `cmd:"" help:"Show what came and went."`
 }
@@ -17,37 +24,176 @@ type walletCmd struct {
 type walletStatusCmd struct{}
 
 func (c *walletStatusCmd) Run(e *env) error {
-	s, err := e.node().Coop(e.ctx)
+	w, err := e.node().Wallet(e.ctx)
+	if err != nil {
+		return err
+	}
+	return e.printWallet(w)
+}
+
+func (e *env) printWallet(w api.Wallet) error {
+	if e.json {
+		return e.printJSON(w)
+	}
+	if w.State == "none" {
+		e.say("No wallet  %s", w.Why)
+		return nil
+	}
+	e.say("Balance    %s credits; the community lets you owe %s: %s to spend", credits(w.Balance), credits(w.Limit), credits(w.Balance+w.Limit))
+	if w.Cap > 0 {
+		e.say("Month      %s of at most %s credits spent, %s earned", credits(w.Spent), credits(w.Cap), credits(w.Earned))
+	} else {
+		e.say("Month      %s credits spent, %s earned; no cap is set", credits(w.Spent), credits(w.Earned))
+	}
+	switch {
+	case w.From != "" && w.Price > 0:
+		e.say("Internet   from %s at %s: about %s left", clean(w.From), config.FormatPrice(uint64(w.Price)), size(w.Left))
+	case w.From != "":
+		e.say("Internet   from %s, free so far", clean(w.From))
+	}
+	if w.Why != "" {
+		e.say("           %s", clean(w.Why))
+	}
+	if w.Problem != "" {
+		e.say("Problem    %s", clean(w.Problem))
+	}
+	if len(w.Days) > 0 {
+		e.say("")
+		most := uint64(1)
+		for _, d := range w.Days {
+			most = max(most, d.Used+d.Served)
+		}
+		t := columns("DAY", ">USED", ">COST", ">CARRIED", ">EARNED", "")
+		for _, d := range w.Days {
+			bar := strings.Repeat("█", int(20*d.Used/most)) + strings.Repeat("░", int(20*d.Served/most))
+			t.row(d.Day, size(d.Used), credits(d.Cost), size(d.Served), credits(d.Earned), bar)
+		}
+		t.print(e.out)
+	}
+	if len(w.Accounts) > 0 {
+		e.say("")
+		t := columns("WITH", "FOR", "STATE", ">PRICE", ">CARRIED", ">PAID", ">OWED", ">LEFT IN TAB")
+		for _, a := range w.Accounts {
+			what := map[string]string{"payer": "you pay its ", "payee": "it pays your "}[a.Role] + a.Service
+			t.row(cmp.Or(a.Name, a.ID), what, stateWord(a), config.FormatPrice(uint64(a.Price)), size(a.Bytes), credits(a.Paid), credits(a.Owed), credits(a.TabLeft))
+		}
+		t.print(e.out)
+	}
+	return nil
+}
+
+// stateWord says where a payer stands, docs/spec/pay.md section 3.
+func stateWord(a api.WalletAccount) string {
+	switch {
+	case a.Gap:
+		return "meters differ"
+	case a.Refused > 0:
+		return "too dear"
+	case a.Dry:
+		return "cap reached"
+	}
+	s, ok := map[string]string{"free": "guest", "trust": "on trust", "open": "good", "due": "due", "grace": "overdue", "throttled": "free tier"}[a.State]
+	if !ok {
+		return a.State
+	}
+	return s
+}
+
+type walletCapCmd struct {
+	Sum  string `arg:"" help:"Credits a month, such as 10.00; 0 pays nothing."`
+	Once bool   `help:"Only until the node's next start."`
+}
+
+func (c *walletCapCmd) Run(e *env) error {
+	sum, err := parseCredits(c.Sum)
+	if err != nil {
+		return usageError{err}
+	}
+	w, err := e.node().SetWallet(e.ctx, api.WalletRequest{Cap: sum, Once: c.Once})
+	if err != nil {
+		return err
+	}
+	if !e.json {
+		if sum == 0 {
+			e.say("Nothing is paid by itself. Where the internet costs something you have the free tier.")
+		} else {
+			e.say("Up to %s credits a month are paid without asking.", credits(sum))
+		}
+	}
+	return e.printWallet(w)
+}
+
+type walletBillCmd struct {
+	Month string `help:"Such as 2026-11; this month if not said." placeholder:"YYYY-MM"`
+}
+
+func (c *walletBillCmd) Run(e *env) error {
+	lines, err := e.node().Bill(e.ctx, c.Month)
 	if err != nil {
 		return err
 	}
 	if e.json {
-		return e.printJSON(s)
+		return e.printJSON(lines)
 	}
-	if s.Member == 0 {
-		return e.printCoop(s)
-	}
-	e.say("Balance    %s credits", credits(s.Balance))
-	e.say("Credit     %s, as the community grants", credits(s.Limit))
-	e.say("To spend   %s", credits(s.Balance+s.Limit))
-	return e.books(func(m *ledger.Machine, now time.Time) error {
-		pays, earns := m.Tabs(s.Member)
-		price := m.Params().PriceCap
-		if price > 0 && s.Balance+s.Limit > 0 {
-			e.say("           about %s at the highest price that a gateway may ask", size(uint64(s.Balance+s.Limit)/uint64(price)<<20))
-		}
-		if len(pays)+len(earns) > 0 {
-			t := columns("TAB", "WITH MEMBER", ">SET ASIDE", ">CLAIMED", "UNTIL")
-			for _, x := range pays {
-				t.row("to pay", x.PayeeID, credits(x.Earmark), credits(x.Claimed), time.Unix(x.Expiry, 0).Local().Format("2006-01-02"))
-			}
-			for _, x := range earns {
-				t.row("to earn", x.PayerID, credits(x.Earmark), credits(x.Claimed), time.Unix(x.Expiry, 0).Local().Format("2006-01-02"))
-			}
-			t.print(e.out)
-		}
+	if len(lines) == 0 {
+		e.say("Nothing was billed.")
 		return nil
-	})
+	}
+	t := columns("FROM", "UNTIL", "WITH", "FOR", ">PRICE", ">SENT", ">RECEIVED", ">BILLED", ">COST", ">EARNED", "BACKED BY")
+	var cost, earned int64
+	for _, l := range lines {
+		var c, g string
+		if l.Role == "payer" {
+			c = credits(l.Amount)
+			cost += l.Amount
+		} else {
+			g = credits(l.Amount - l.Forgiven)
+			earned += l.Amount - l.Forgiven
+		}
+		sent, recv := "-", "-"
+		if l.First.Series == l.Last.Series && l.Last.Sent >= l.First.Sent && l.Last.Recv >= l.First.Recv {
+			sent, recv = size(l.Last.Sent-l.First.Sent), size(l.Last.Recv-l.First.Recv)
+		}
+		back := "readings"
+		if l.Voucher > 0 {
+			back = fmt.Sprintf("voucher %d over %s", l.Voucher, credits(l.Signed))
+		}
+		if l.Receipt > 0 {
+			back += fmt.Sprintf(", receipt for %d", l.Receipt)
+		}
+		t.row(l.From.Local().Format("01-02 15:04"), l.Until.Local().Format("01-02 15:04"), cmp.Or(l.Name, l.ID), l.Service, config.FormatPrice(uint64(l.Price)),
+			sent, recv, size(l.Bytes), c, g, back)
+	}
+	t.print(e.out)
+	e.say("\nCost %s, earned %s credits. The exact readings: weft wallet bill --json", credits(cost), credits(earned))
+	return nil
+}
+
+type walletAuditCmd struct{}
+
+func (c *walletAuditCmd) Run(e *env) error {
+	a, err := e.node().AuditWallet(e.ctx)
+	if err != nil {
+		return err
+	}
+	if e.json {
+		if err := e.printJSON(a); err != nil {
+			return err
+		}
+	} else {
+		e.say("Checked %s, %s, %s over %s.", count(a.Lines, "line"), count(a.Vouchers, "voucher"), count(a.Receipts, "receipt"), size(a.Bytes))
+		e.say("Promised by vouchers %s, by others to you %s; not yet promised %s and %s.", credits(a.Paid), credits(a.Earned), credits(a.Owing), credits(a.Owned))
+		for _, f := range a.Findings {
+			e.say("  %s", clean(f))
+		}
+	}
+	if n := len(a.Findings); n > 0 {
+		return fmt.Errorf("%s in the books of this node that cannot be: keep the folder with pay.db, and show this to your community", count(n, "thing"))
+	}
+	if !e.json {
+		e.say("All of it agrees with this node's own counters.")
+	}
+	return nil
 }
 
 type walletSendCmd struct {

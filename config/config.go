@@ -49,6 +49,7 @@ type Config struct {
 	Gateway   Gateway    `toml:"gateway" doc:"Sharing the internet: who has a line shares it, who has none uses it."`
 	DNS       DNS        `toml:"dns" doc:"Names: those of the mesh, and through the gateway all others."`
 	Guest     Guest      `toml:"guest" doc:"A network for devices without Weft: phones, televisions, visitors."`
+	Wallet    Wallet     `toml:"wallet" doc:"What this node may spend on the internet and on carriage, by itself and without asking, in a community that has prices."`
 	Rates     []LinkRate `toml:"rate" doc:"How fast the links on an interface are, when something behind it is slower than the interface: one [[rate]] for each."`
 	Forwards  []Forward  `toml:"forward" doc:"Ports of this device that lead to a node: one [[forward]] for each."`
 	Exposes   []Expose   `toml:"expose" doc:"Ports of this node in the mesh that lead to a service elsewhere: one [[expose]] for each.\nThe firewall must allow them too."`
@@ -246,6 +247,9 @@ func (c *Config) Add(a Added) {
 	}
 	if !c.Closed() {
 		c.Community.Key = a.CommunityKey
+	}
+	if a.Wallet != nil {
+		c.Wallet = *a.Wallet
 	}
 	if g := a.Gateway; g != nil { // what was said last holds
 		if g.Use != "" {

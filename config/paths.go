@@ -93,6 +93,7 @@ type Added struct {
 	Peers          []Peer   `toml:"peer"`
 	YggdrasilPeers []string `toml:"yggdrasil_peers,omitempty"`
 	Gateway        *Sharing `toml:"gateway,omitempty"`
+	Wallet         *Wallet  `toml:"wallet,omitempty"` // what weft wallet cap said last
 }
 
 // Sharing is what weft gateway was told last.

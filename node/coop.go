@@ -51,6 +51,8 @@ type coopFile struct {
 	Chain  string          // id
 	Keep   bool            // an engine runs here
 	Keeper ident.PublicKey // else, or as its first peer: the node that keeps the ledger
+	// Others are the nodes of other validators, as far as an engine here has seen.
+	Others []ident.PublicKey `json:",omitempty"`
 }
 
 // coop is this node's part in a community.
@@ -68,17 +70,33 @@ type coop struct {
 	run  chan struct{} // tells serve of another file
 	last error         // why the ledger could not be asked
 
-	followers []string // engines that may connect without being validators
 	warned    []string // what the owner must know
 
 	light lightClient
 	names *naming
 }
 
-// lightClient verifies blocks for a node that keeps no ledger.
+// lightClient verifies blocks: for a node that keeps no ledger, and of what others prove.
 type lightClient struct {
-	mu sync.Mutex // guards what follows
+	mu sync.Mutex // guards what follows; never held while somebody is asked
 	c  *lite.Client
+}
+
+func (l *lightClient) set(c *lite.Client) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.c = c
+}
+
+// usable reports whether more blocks can be verified with what is trusted.
+func (l *lightClient) usable(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.c == nil {
+		return false
+	}
+	s := l.c.Status(now).State
+	return s != lite.Expired && s != lite.Forked
 }
 
 func newCoop(n *Node) (*coop, error) {
@@ -156,13 +174,19 @@ func (c *coop) serve(ctx context.Context) error {
 		c.mu.Unlock()
 		part, stop := context.WithCancel(ctx)
 		var wg sync.WaitGroup
+		if f.Chain != "" {
+			wg.Go(func() {
+				if err := c.n.tabs.serve(part, f); err != nil && part.Err() == nil {
+					c.n.log.Error("no tabs are kept", "err", err)
+				}
+			})
+		}
 		switch {
 		case f.Keep:
 			wg.Go(func() { c.keep(part, f) })
 			wg.Go(func() { c.answer(part) })
-			if !f.Keeper.IsZero() {
-				wg.Go(func() { c.introduce(part, f.Keeper) })
-			}
+			wg.Go(func() { c.follow(part) }) // for what others prove
+			wg.Go(func() { c.introduce(part, f) })
 		case f.Chain != "":
 			wg.Go(func() { c.follow(part) })
 		}
@@ -188,6 +212,18 @@ func (c *coop) keep(ctx context.Context, f coopFile) {
 		<-ctx.Done()
 		return
 	}
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		if err = c.prepare(ctx, exe, f); err == nil {
+			break
+		}
+		c.fail(err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+	}
+	c.fail(nil)
 	listen := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
 	if c.n.mode == "tun" && c.n.opt.World == nil {
 		listen = netip.AddrPortFrom(c.n.self.Addr(), enginePort)
@@ -263,12 +299,12 @@ func (c *coop) answer(ctx context.Context) {
 		what := strings.Trim(r.URL.Path, "/")
 		ok := r.Method == http.MethodGet && slices.Contains(reads, what) || r.Method == http.MethodPost && (what == "tx" || what == "follow")
 		switch {
-		case ok && what == "follow":
-			c.letFollow(w, r)
 		case !ok:
 			http.Error(w, "there is no such question", http.StatusNotFound)
 		case !c.hits.Allow():
 			http.Error(w, "too many questions at once; try again", http.StatusTooManyRequests)
+		case what == "follow":
+			c.letFollow(w, r)
 		case c.asking.Add(1) > maxAsking:
 			c.asking.Add(-1)
 			http.Error(w, "too many questions at once; try again", http.StatusTooManyRequests)
@@ -284,68 +320,14 @@ func (c *coop) answer(ctx context.Context) {
 // maxAsking bounds others' questions in progress: whoever waits for a block holds one for a while.
 const maxAsking = 256
 
-// maxFollowers bounds the engines that this one lets connect without being validators.
-const maxFollowers = 64
-
-var engineID = regexp.MustCompile(`^[0-9a-f]{40}$`)
-
-// letFollow lets another node's engine connect to this one: at the address that it asks from, which nobody can forge.
-func (c *coop) letFollow(w http.ResponseWriter, r *http.Request) {
-	from, err := netip.ParseAddrPort(r.RemoteAddr)
-	id := r.URL.Query().Get("id")
-	if err != nil || !engineID.MatchString(id) || !ident.MeshPrefix.Contains(from.Addr()) {
-		http.Error(w, "say which engine wants to follow", http.StatusBadRequest)
-		return
-	}
-	peer := id + "@" + netip.AddrPortFrom(from.Addr(), enginePort).String()
+// keeps reports whether an engine runs here.
+func (c *coop) keeps() bool {
 	c.mu.Lock()
-	known := slices.Contains(c.followers, peer)
-	if !known && len(c.followers) < maxFollowers {
-		c.followers, known = append(c.followers, peer), true
-	}
-	c.mu.Unlock()
-	if !known {
-		http.Error(w, "too many follow this engine; ask another", http.StatusServiceUnavailable)
-		return
-	}
-	cl := c.client()
-	defer cl.Close()
-	if err := cl.AddPeer(r.Context(), peer); err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway)
-	}
+	defer c.mu.Unlock()
+	return c.file.Keep
 }
 
-// introduce tells the engine's first peer about it, until that has heard.
-func (c *coop) introduce(ctx context.Context, keeper ident.PublicKey) {
-	h := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return c.n.net.DialContext(ctx, "tcp", netip.AddrPortFrom(keeper.Addr(), ledgerPort).String())
-		}}}
-	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
-		cl := c.client()
-		s, err := cl.Status(ctx)
-		cl.Close()
-		if err == nil {
-			var req *http.Request
-			if req, err = http.NewRequestWithContext(ctx, http.MethodPost, "http://ledger/follow?id="+s.ID, nil); err == nil {
-				var res *http.Response
-				if res, err = h.Do(req); err == nil {
-					res.Body.Close()
-					if res.StatusCode == http.StatusOK {
-						pause = 10 * time.Minute // it may be started anew meanwhile
-					}
-				}
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-	}
-}
-
-// follow verifies the keeper's blocks.
+// follow verifies the ledger's blocks.
 func (c *coop) follow(ctx context.Context) {
 	t := time.NewTimer(0)
 	defer t.Stop()
@@ -358,51 +340,85 @@ func (c *coop) follow(ctx context.Context) {
 		next := time.Minute
 		if err := c.verify(ctx); err != nil {
 			next = 5 * time.Second
-			if ctx.Err() == nil {
+			if ctx.Err() == nil && !c.keeps() {
 				c.fail(err)
 			}
-		} else {
+		} else if !c.keeps() {
 			c.fail(nil)
 		}
 		t.Reset(next)
 	}
 }
 
-// verify asks for the blocks that the light client wants, until it has the newest.
+// verify asks for the blocks that the light client wants, until it has the newest. A node that keeps the ledger begins with what
+// its own engine says.
 func (c *coop) verify(ctx context.Context) error {
-	c.light.mu.Lock()
-	defer c.light.mu.Unlock()
-	l := c.light.c
-	if l == nil {
-		return errors.New("no block of this ledger is trusted yet: weft coop join again")
-	}
 	cl := c.client()
 	defer cl.Close()
+	l := &c.light
+	if c.keeps() && !l.usable(time.Now()) {
+		s, err := cl.Status(ctx)
+		if err != nil {
+			return err
+		}
+		fresh, err := lite.New(lite.Trust{Chain: s.Chain, Height: s.Height, Hash: lite.Hash(s.Hash), Period: lite.DefaultPeriod})
+		if err != nil {
+			return err
+		}
+		l.set(fresh)
+	}
 	for range 200 {
-		height, ok := l.Want(time.Now())
+		l.mu.Lock()
+		if l.c == nil {
+			l.mu.Unlock()
+			return errors.New("no block of this ledger is trusted yet: weft coop join again")
+		}
+		height, ok := l.c.Want(time.Now())
+		l.mu.Unlock()
 		if !ok {
 			return nil
 		}
-		limit, cancel := context.WithTimeout(ctx, 10*time.Second)
-		b, err := cl.LightBlock(limit, height)
-		cancel()
-		if err != nil {
-			return err
-		}
-		block, err := lite.ParseComet(b)
-		if err != nil {
-			return err
-		}
-		before := l.Newest()
-		_, err = l.Update(time.Now(), block)
+		before, after, err := c.fetch(ctx, cl, height)
 		if err != nil && !errors.Is(err, lite.ErrFar) {
 			return err
 		}
-		if now := l.Newest(); height == 0 && before != nil && now.Header.Height == before.Header.Height {
+		if height == 0 && before != 0 && after == before {
 			break
 		}
 	}
-	return config.WriteFile(filepath.Join(c.dir, "light"), l.Save())
+	l.mu.Lock()
+	b := l.c.Save()
+	l.mu.Unlock()
+	return config.WriteFile(filepath.Join(c.dir, "light"), b)
+}
+
+// fetch asks for a block and gives it to the light client; it returns the newest heights before and after.
+func (c *coop) fetch(ctx context.Context, cl *bftclient.Client, height int64) (before, after int64, err error) {
+	limit, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	b, err := cl.LightBlock(limit, height)
+	if err != nil {
+		return 0, 0, err
+	}
+	block, err := lite.ParseComet(b)
+	if err != nil {
+		return 0, 0, err
+	}
+	l := &c.light
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.c == nil {
+		return 0, 0, errors.New("no block is trusted yet")
+	}
+	newest := func() int64 {
+		if n := l.c.Newest(); n != nil {
+			return n.Header.Height
+		}
+		return 0
+	}
+	before = newest()
+	_, err = l.c.Update(time.Now(), block)
+	return before, newest(), err
 }
 
 // account reads this node's account; verified says that its record is proved against a verified block.
@@ -421,40 +437,40 @@ func (c *coop) account(ctx context.Context, cl *bftclient.Client) (a tx.Account,
 	if keep {
 		return a, true, nil
 	}
-	return a, c.prove(ctx, cl, k, v) == nil, nil
+	_, err = c.prove(ctx, cl, k, v)
+	return a, err == nil, nil
 }
 
-// prove checks a record against a block that this node has verified, asking for it if need be.
-func (c *coop) prove(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
-	c.light.mu.Lock()
-	defer c.light.mu.Unlock()
-	l := c.light.c
-	if l == nil {
-		return errors.New("no block is trusted yet")
-	}
+// prove checks a record against a block that this node has verified, asking for it if need be, and returns when it was so.
+func (c *coop) prove(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) (at time.Time, err error) {
 	pk, pv, p, err := lite.ParseICS23(v.Proof)
 	if err != nil {
-		return err
+		return at, err
 	}
 	if !bytes.Equal(pk, k) || !bytes.Equal(pv, v.Value) {
-		return errors.New("the proof is of another record")
+		return at, errors.New("the proof is of another record")
 	}
 	for range 2 {
-		if _, err = l.Prove(time.Now(), k, v.Value, &p, v.Height); !errors.Is(err, lite.ErrHeader) {
-			return err
+		c.light.mu.Lock()
+		if c.light.c == nil {
+			c.light.mu.Unlock()
+			return at, errors.New("no block is trusted yet")
 		}
-		b, err := cl.LightBlock(ctx, v.Height+1)
-		if err != nil {
-			return err
+		at, err = c.light.c.Prove(time.Now(), k, v.Value, &p, v.Height)
+		c.light.mu.Unlock()
+		if !errors.Is(err, lite.ErrHeader) {
+			return at, err
 		}
-		block, err := lite.ParseComet(b)
-		if err != nil {
-			return err
-		}
-		if _, err := l.Update(time.Now(), block); err != nil {
-			return err
+		if _, _, err := c.fetch(ctx, cl, v.Height+1); err != nil {
+			return at, err
 		}
 	}
+	return at, err
+}
+
+// believe checks a record against a verified block.
+func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
+	_, err := c.prove(ctx, cl, k, v)
 	return err
 }
 
@@ -603,9 +619,7 @@ func (n *Node) JoinCoop(ctx context.Context, r api.CoopJoin) (api.Coop, error) {
 	if err != nil {
 		return api.Coop{}, api.Errorf(api.CodeBadRequest, "%v", err)
 	}
-	c.light.mu.Lock()
-	c.light.c = l
-	c.light.mu.Unlock()
+	c.light.set(l)
 	return c.begin(ctx, f)
 }
 

@@ -74,6 +74,7 @@ type Node struct {
 	ygg      *yggPlane // nil: off
 	sharing  *sharing
 	coop     *coop
+	tabs     *tabs
 	device   tun.Device
 	mode     string // "tun" or "userspace"
 	net      network
@@ -231,6 +232,7 @@ func (n *Node) compose() (err error) {
 	if n.coop, err = newCoop(n); err != nil {
 		return err
 	}
+	n.tabs = newTabs(n)
 	if n.sharing, err = newSharing(n); err != nil {
 		return err
 	}

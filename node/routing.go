@@ -140,6 +140,9 @@ func (r *routing) settleLocked() {
 	if old != t && r.n.sharing != nil {
 		r.n.sharing.gw.CandidatesChanged()
 	}
+	if old != t && r.plane != nil {
+		r.plane.SetGateways(gatewayIDs(t))
+	}
 	if old == t && r.builtGen == r.linkGen || r.plane == nil {
 		return
 	}

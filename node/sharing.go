@@ -23,6 +23,7 @@ import (
 	"weft/gateway/host"
 	"weft/ident"
 	"weft/meter"
+	"weft/pay"
 	"weft/proxy"
 	"weft/route"
 	"weft/tun"
@@ -118,7 +119,9 @@ func newSharing(n *Node) (*sharing, error) {
 	}
 	s.gw, err = gateway.New(gateway.Config{
 		Self: n.self, Log: n.log.With("room", "gateway"), Carrier: lateCarrier{n}, Filter: n.firewall.Outside(), Host: n.device.NewWriter,
-		Candidates: n.routing.gateways, Member: func(ident.PublicKey) gateway.Tier { return gateway.Tier{Member: n.cfg.Closed()} },
+		Candidates: n.routing.gateways, Member: func(k ident.PublicKey) gateway.Tier {
+			return gateway.Tier{Member: n.cfg.Closed() || n.tabs.isMember(k)}
+		},
 		Changed: s.changed, Announce: n.routing.announce, Name: func(k ident.PublicKey) string { return n.routing.name(k.ID()) }, LeaseLog: log,
 		Ended: s.ended,
 	})
@@ -182,6 +185,8 @@ func (s *sharing) message(peer ident.PublicKey, channel byte, payload []byte) {
 		s.gw.Handle(peer, payload)
 	case meterChannel:
 		s.meter.Handle(peer, payload)
+	case pay.Channel:
+		s.n.tabs.handle(peer, payload)
 	}
 }
 
@@ -405,6 +410,7 @@ func (s *sharing) tellShared(shared bool) {
 
 // announce offers the line as the owner wants, if that is not said already.
 func (s *sharing) announce(want config.Gateway) error {
+	want.Price = config.Price(s.price())
 	s.mu.Lock()
 	names := s.names != 0
 	same := s.offered != nil && equalOffers(*s.offered, want) && s.offersDNS == names
@@ -426,6 +432,27 @@ func (s *sharing) announce(want config.Gateway) error {
 	s.offered, s.offersDNS = &want, names
 	s.mu.Unlock()
 	return nil
+}
+
+// price is what the owner asks, but no more than the members allow.
+func (s *sharing) price() uint32 {
+	s.mu.Lock()
+	p := uint32(s.want.Price)
+	s.mu.Unlock()
+	if r := s.n.tabs.rules.Load(); r != nil {
+		p = min(p, r.PriceMost)
+	}
+	return p
+}
+
+// lineRate is what others may have of the line, both directions together, in bits a second; 0: it is not limited.
+func (s *sharing) lineRate() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.want.Down == 0 || s.want.Up == 0 {
+		return 0
+	}
+	return uint64(s.want.Down) + uint64(s.want.Up)
 }
 
 func equalOffers(a, b config.Gateway) bool {

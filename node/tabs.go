@@ -1,0 +1,852 @@
+package node
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"weft/api"
+	"weft/config"
+	"weft/gateway"
+	"weft/ident"
+	"weft/ledger"
+	"weft/ledger/bft/bftclient"
+	"weft/ledger/lite"
+	"weft/ledger/tx"
+	"weft/link"
+	"weft/meter"
+	"weft/pay"
+	"weft/route"
+	"weft/wire"
+)
+
+// tabs joins package pay with what it needs: the ledger (through coop) settles, meter and forward count, gateway and forward carry
+// out its verdicts, and what the members have voted is in force here from the block on in which it takes effect.
+//
+//	ledger ──rules, members, tabs──▶ pay ──verdicts──▶ gateway (internet), forward (carriage)
+//	                                  ▲
+//	meter, forward ──counters─────────┘
+//
+// Without a community there is nothing to pay with, and nothing costs.
+type tabs struct {
+	n     *Node
+	pay   atomic.Pointer[pay.Pay] // nil: no community yet
+	rules atomic.Pointer[rules]   // nil: not known yet
+	self  atomic.Bool             // this node's key is a member's
+
+	members register
+	counts  counters
+
+	mu     sync.Mutex // guards what follows
+	wallet config.Wallet
+	slow   map[ident.NodeID]uint32 // neighbours that get the free tier alone for what they owe carriage for, kbit/s
+	told   map[pay.ID]pay.State    // what events have said of this node's own debts
+}
+
+// rules are what the members have voted, in force now.
+type rules struct {
+	pay.Tariff
+	Version  uint64
+	Carriage uint32 // ncredit per MiB and relay
+	Lambda   uint32 // µs per 1,000,000 ncredit/MiB
+}
+
+func rulesOf(p *ledger.Params) *rules {
+	u32 := func(v int64) uint32 { return uint32(min(max(v, 0), 1<<32-1)) }
+	return &rules{Version: p.Version, Carriage: u32(p.Carriage), Lambda: u32(p.Lambda * 1000), Tariff: pay.Tariff{
+		FreeKbit: u32(p.FreeKbit), GuestKbit: u32(p.GuestKbit), ExposureLeast: uint64(p.ExposureMin), ExposureMost: uint64(p.ExposureMax),
+		ExposureSeconds: uint64(p.ExposureSeconds), Trust: p.Trust, PriceMost: u32(p.PriceCap), TabLife: p.TabLife,
+	}}
+}
+
+const (
+	rulesEvery  = 3 * time.Second // between questions whether a vote has changed anything
+	memberEvery = time.Minute     // a member's standing
+	maxRegister = 4096
+)
+
+func newTabs(n *Node) *tabs {
+	t := &tabs{n: n, wallet: n.cfg.Wallet, slow: map[ident.NodeID]uint32{}, told: map[pay.ID]pay.State{}}
+	t.members.known = map[ident.PublicKey]*standing{}
+	t.counts.init(t)
+	return t
+}
+
+// serve keeps tabs in a community until ctx ends.
+func (t *tabs) serve(ctx context.Context, f coopFile) error {
+	t.recall()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { t.watch(ctx) })
+	for t.rules.Load() == nil { // what things cost is the members' to say
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	store, err := pay.OpenFile(t.n.opt.StateDir)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	p, err := pay.New(pay.Config{
+		Signer: t.n.agent, Account: t.n.self, Chain: tx.ChainOf(f.Chain), Log: t.n.log.With("room", "pay"), Store: store, Meter: &t.counts, Settler: settler{t.n.coop},
+		Send: func(peer ident.PublicKey, payload []byte) error {
+			return t.n.sessions.SendMessage(peer, pay.Channel, payload)
+		},
+		Tariff: func() pay.Tariff { return t.rules.Load().Tariff }, Member: t.isMember, Rate: t.rate, Price: t.price, Enforce: t.enforce,
+		VerifyAnchor: t.n.coop.verifyAnchor, Wallet: t.purse(),
+	})
+	if err != nil {
+		return err
+	}
+	t.pay.Store(p)
+	defer t.pay.Store(nil)
+	t.n.sharing.stir() // offers know the price cap now
+	return p.Serve(ctx)
+}
+
+// handle takes a message of channel 3.
+func (t *tabs) handle(peer ident.PublicKey, payload []byte) {
+	if p := t.pay.Load(); p != nil {
+		p.Handle(time.Now(), peer, payload)
+	}
+}
+
+// purse is what the owner allows, as pay knows it. Who has said nothing about the price takes what the members allow.
+func (t *tabs) purse() pay.Wallet {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := pay.Wallet{Budget: int64(t.wallet.Cap), MaxPrice: uint32(t.n.cfg.Gateway.MaxPrice)}
+	if w.MaxPrice == 0 {
+		w.MaxPrice = t.rules.Load().PriceMost
+	}
+	return w
+}
+
+// price is what this node asks for: as a gateway its own price and the carriage of all relays on the way, as a relay the voted carriage.
+func (t *tabs) price(id pay.ID) (uint32, bool) {
+	r := t.rules.Load()
+	if !t.self.Load() {
+		return 0, false // without an account there is no way to be paid
+	}
+	if id.Service == pay.Carriage {
+		return r.Carriage, r.Carriage > 0
+	}
+	own := t.n.sharing.price()
+	hop, ok := t.n.routing.table.Load().Route(id.Peer.ID())
+	if !ok || hop.Hops == 0 {
+		return own, true
+	}
+	return uint32(min(uint64(own)+uint64(hop.Hops-1)*uint64(r.Carriage), 1<<32-1)), true
+}
+
+// rate is what may flow for an account, both directions, in bytes/s: what the owner gives of the line, or the most that was seen.
+func (t *tabs) rate(id pay.ID) uint64 {
+	if id.Service == pay.Internet {
+		if bits := t.n.sharing.lineRate(); bits > 0 {
+			return bits / 8
+		}
+	}
+	return t.counts.peak(id)
+}
+
+// enforce carries out a verdict.
+func (t *tabs) enforce(id pay.ID, v pay.Verdict) {
+	kbit := uint32(0)
+	if v.FreeTier {
+		kbit = max(v.Kbit, 1)
+	}
+	if id.Service == pay.Internet {
+		if g, ok := any(t.n.sharing.gw).(interface {
+			Throttle(ident.PublicKey, uint32)
+		}); ok {
+			g.Throttle(id.Peer, kbit)
+		}
+		return
+	}
+	t.mu.Lock()
+	if kbit == 0 {
+		delete(t.slow, id.Peer.ID())
+	} else {
+		t.slow[id.Peer.ID()] = kbit
+	}
+	t.mu.Unlock()
+	for _, l := range t.n.routing.linkList() {
+		if l.Peer() == id.Peer {
+			l.Neighbour().Throttle(kbit)
+		}
+	}
+}
+
+// slowed is the rate of a neighbour's gateway traffic in kbit/s, 0: as it comes.
+func (t *tabs) slowed(id ident.NodeID) uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.slow[id]
+}
+
+// watch keeps rules and members up to date.
+func (t *tabs) watch(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	var asked time.Time
+	for {
+		now := time.Now()
+		due := t.members.due(now)
+		if now.Sub(asked) >= rulesEvery || len(due) > 0 {
+			limit, cancel := context.WithTimeout(ctx, 10*time.Second)
+			err := t.look(limit, now, due)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				t.n.log.Debug("the ledger cannot be asked", "err", err)
+			}
+			asked = time.Now()
+		}
+		t.tell()
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// look asks the ledger for the bylaws in force and for members.
+func (t *tabs) look(ctx context.Context, now time.Time, due []ident.PublicKey) error {
+	cl := t.n.coop.client()
+	defer cl.Close()
+	b, _, err := t.n.coop.record(ctx, cl, tx.StateKeyBylaws())
+	if err != nil {
+		return err
+	}
+	p := ledger.DefaultParams()
+	if len(b) > 0 {
+		if err := tx.Decode(b, &p); err != nil {
+			return fmt.Errorf("the bylaws: %w", err)
+		}
+	}
+	changed := t.adopt(rulesOf(&p))
+	for _, k := range due {
+		ok, err := t.n.coop.memberOf(ctx, cl, k)
+		if err != nil {
+			return err
+		}
+		changed = t.members.note(now, k, ok) || changed
+	}
+	t.self.Store(t.members.is(now, t.n.self))
+	if changed {
+		t.keep()
+	}
+	return nil
+}
+
+// adopt puts rules in force, and reports whether they are others than before.
+func (t *tabs) adopt(r *rules) bool {
+	old := t.rules.Swap(r)
+	if old != nil && *old == *r {
+		return false
+	}
+	if err := t.n.routing.say(func(l *route.Local) { l.Price, l.Lambda = r.Carriage, r.Lambda }); err != nil {
+		t.n.log.Error("the voted price of carriage is not announced", "err", err)
+	}
+	if p := t.pay.Load(); p != nil {
+		p.SetWallet(t.purse())
+	}
+	if old != nil {
+		t.n.log.Info("what the members voted is in force", "version", r.Version)
+		t.n.hub.Publish(api.Event{Kind: api.EventWallet, Text: "what the members voted is in force: the bylaws and tariff have changed"})
+	}
+	t.n.sharing.stir()
+	return true
+}
+
+// isMember reports whether a node is a member's, in good standing. Who is not known yet is asked for.
+func (t *tabs) isMember(k ident.PublicKey) bool { return t.members.is(time.Now(), k) }
+
+// tell publishes when a node to which this one owes gives the free tier alone, and when that is over.
+func (t *tabs) tell() {
+	p := t.pay.Load()
+	if p == nil {
+		return
+	}
+	for _, a := range p.View(time.Now()).Accounts {
+		if a.Role != pay.Payer {
+			continue
+		}
+		t.mu.Lock()
+		was := t.told[a.ID]
+		t.told[a.ID] = a.State
+		t.mu.Unlock()
+		name := t.n.routing.nameOf(a.ID.Peer)
+		switch {
+		case a.State == was:
+		case a.State == pay.Throttled:
+			t.n.hub.Publish(api.Event{Kind: api.EventWallet, ID: a.ID.Peer.ID().String(), Name: t.n.routing.name(a.ID.Peer.ID()),
+				Text: name + " gives the free tier alone, since something is owed that is not paid; see: weft wallet"})
+		case was == pay.Throttled:
+			t.n.hub.Publish(api.Event{Kind: api.EventWallet, ID: a.ID.Peer.ID().String(), Name: t.n.routing.name(a.ID.Peer.ID()), Text: name + " gives the full rate again"})
+		}
+	}
+}
+
+// tabsFile is what lasts of rules and members, for a start without the ledger in reach.
+type tabsFile struct {
+	Rules   *rules
+	Members []ident.PublicKey
+}
+
+func (t *tabs) file() string { return filepath.Join(t.n.coop.dir, "tabs.json") }
+
+func (t *tabs) keep() {
+	b, err := json.Marshal(tabsFile{t.rules.Load(), t.members.list()})
+	if err == nil {
+		err = config.WriteFile(t.file(), b)
+	}
+	if err != nil {
+		t.n.log.Warn("rules and members are not kept", "err", err)
+	}
+}
+
+func (t *tabs) recall() {
+	var f tabsFile
+	if b, err := os.ReadFile(t.file()); err != nil || json.Unmarshal(b, &f) != nil || f.Rules == nil {
+		return
+	}
+	t.members.recall(f.Members)
+	t.self.Store(slices.Contains(f.Members, t.n.self))
+	t.adopt(f.Rules)
+}
+
+// register remembers who is a member's node.
+type register struct {
+	mu    sync.Mutex // guards known
+	known map[ident.PublicKey]*standing
+}
+
+type standing struct {
+	member bool
+	at     time.Time // when the ledger said so; zero: never
+	asked  bool      // somebody wants to know
+}
+
+func (r *register) is(now time.Time, k ident.PublicKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.known[k]
+	if s == nil {
+		if len(r.known) >= maxRegister { // whoever was not asked for lately goes
+			maps.DeleteFunc(r.known, func(_ ident.PublicKey, s *standing) bool { return now.Sub(s.at) > memberEvery && !s.asked })
+		}
+		if len(r.known) >= maxRegister {
+			return false
+		}
+		s = &standing{}
+		r.known[k] = s
+	}
+	s.asked = s.asked || now.Sub(s.at) >= memberEvery || !s.member && now.Sub(s.at) >= memberEvery/12
+	return s.member
+}
+
+// due returns some of those to be asked for.
+func (r *register) due(time.Time) (l []ident.PublicKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, s := range r.known {
+		if s.asked && len(l) < 64 {
+			l = append(l, k)
+		}
+	}
+	return l
+}
+
+// note keeps an answer, and reports whether it is news.
+func (r *register) note(now time.Time, k ident.PublicKey, member bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.known[k]
+	if s == nil {
+		return false
+	}
+	was := s.member
+	*s = standing{member: member, at: now}
+	return was != member
+}
+
+func (r *register) list() (l []ident.PublicKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, s := range r.known {
+		if s.member {
+			l = append(l, k)
+		}
+	}
+	slices.SortFunc(l, func(a, b ident.PublicKey) int { return bytes.Compare(a[:], b[:]) })
+	return l
+}
+
+func (r *register) recall(l []ident.PublicKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, k := range l[:min(len(l), maxRegister)] {
+		if r.known[k] == nil {
+			r.known[k] = &standing{member: true}
+		}
+	}
+}
+
+// counters turn what meter and forward count into pay's readings. A count belongs to one account: of internet traffic, to the
+// one in which the peer is what it is now, gateway or client. When they change places the count begins anew.
+type counters struct {
+	t *tabs
+
+	mu      sync.Mutex // guards what follows
+	epoch   uint64     // of this process
+	stints  map[ident.PublicKey]*stint
+	carried map[haulKey]*carried
+	peaks   map[pay.ID]*peak
+}
+
+// stint is the time for which a peer is this node's gateway, or its client.
+type stint struct {
+	role       pay.Role
+	epoch      uint64
+	base, last [2]uint64 // sent, received
+	gap        bool
+}
+
+type haulKey struct {
+	peer ident.PublicKey
+	role pay.Role
+}
+
+// carried sums up the links to one neighbour.
+type carried struct {
+	links map[uint32]*haulage
+	sum   [2]uint64 // sent, received
+	shown bool
+}
+
+type haulage struct {
+	pay.Carried
+	last [2]uint64
+}
+
+// peak is the most that an account moved in a second.
+type peak struct {
+	at    time.Time
+	bytes uint64
+	most  uint64
+}
+
+func (c *counters) init(t *tabs) {
+	c.t, c.epoch = t, rand.Uint64()
+	c.stints, c.carried, c.peaks = map[ident.PublicKey]*stint{}, map[haulKey]*carried{}, map[pay.ID]*peak{}
+}
+
+// Readings implements pay.Meter.
+func (c *counters) Readings() []pay.Reading {
+	s := c.t.n.sharing
+	view := s.meter.View()
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	using := s.gateway()
+	for _, v := range view.Sessions {
+		if v.Kind != meter.Outside {
+			continue
+		}
+		role := pay.Role(0)
+		if v.Peer == using {
+			role = pay.Payer
+		} else if _, ok := s.gw.LeaseOf(v.Peer); ok {
+			role = pay.Payee
+		}
+		c.outsideLocked(v.Peer, role, v.Out.Agreed.Billed(), v.In.Total.Billed(), v.Out.Gap || v.In.Gap)
+	}
+	c.carryLocked(&view)
+	return c.listLocked(now)
+}
+
+// Commit implements pay.Meter.
+func (c *counters) Commit(now time.Time) ([]pay.Reading, error) {
+	totals, err := c.t.n.sharing.meter.Commit(now)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for peer, st := range c.stints {
+		p := totals.Find(peer)
+		c.outsideLocked(peer, 0, p.Outside.Delivered.Billed(), p.Outside.Recv.Billed(), st.gap)
+	}
+	return c.listLocked(now), nil
+}
+
+// outsideLocked takes the totals of the outside traffic with a peer. role 0 is the one that it has.
+func (c *counters) outsideLocked(peer ident.PublicKey, role pay.Role, sent, recv uint64, gap bool) {
+	st := c.stints[peer]
+	if role != 0 && (st == nil || st.role != role) {
+		st = &stint{role: role, epoch: rand.Uint64(), base: [2]uint64{sent, recv}, last: [2]uint64{sent, recv}}
+		c.stints[peer] = st
+	}
+	if st == nil {
+		return
+	}
+	st.last = [2]uint64{max(st.last[0], sent), max(st.last[1], recv)} // a view may be older than what was committed
+	st.gap = gap
+}
+
+// carryLocked takes what passed over the links.
+func (c *counters) carryLocked(view *meter.View) {
+	r := c.t.n.routing
+	table := r.table.Load()
+	delivered := map[ident.NodeID]int{}
+	for _, v := range view.Neighbours {
+		if v.Delivered >= 0 {
+			delivered[v.Neighbour] = v.Delivered
+		}
+	}
+	gateways := gatewayIDs(table)
+	self := r.n.self.ID()
+	hops := func(dest ident.NodeID) int {
+		hop, _ := table.Route(dest)
+		return int(hop.Hops)
+	}
+	seen := map[uint32]bool{}
+	for _, l := range r.linkList() {
+		peer, nb := l.Peer(), l.Neighbour()
+		seen[nb.Index()] = true
+		nb.Throttle(c.t.slowed(peer.ID())) // also of links that came after the verdict
+		ratio, ok := delivered[peer.ID()]
+		if !ok {
+			ratio = 1000
+		}
+		var pays, earns map[ident.NodeID]pay.Haul // this node on the gateway's side of the link; on the user's
+		add := func(m *map[ident.NodeID]pay.Haul, h pay.Haul) {
+			if h.Relays <= 0 {
+				return
+			}
+			if *m == nil {
+				*m = map[ident.NodeID]pay.Haul{}
+			}
+			(*m)[h.Dest] = h
+		}
+		// Uploads to a gateway are counted by how many relays they have passed, so each number is an entry of its own: the key is
+		// made of both, and is nobody's id.
+		upload := func(dest ident.NodeID, hops uint8) ident.NodeID { return dest ^ ident.NodeID(hops)<<56 }
+		for _, f := range nb.Handed() {
+			if f.Class != wire.ClassGateway || f.Dest == 0 {
+				continue
+			}
+			if _, up := gateways[f.Dest]; up {
+				add(&earns, pay.Haul{Dest: upload(f.Dest, f.Hops), Sent: f.Bytes, Relays: int(f.Hops), Delivered: 1000})
+			} else {
+				add(&pays, pay.Haul{Dest: f.Dest, Sent: f.Bytes, Relays: hops(f.Dest) - 1, Delivered: ratio})
+			}
+		}
+		for _, f := range nb.Flows() {
+			if f.Class != wire.ClassGateway || f.Dest == 0 {
+				continue
+			}
+			if _, up := gateways[f.Dest]; up {
+				add(&pays, pay.Haul{Dest: upload(f.Dest, f.Hops), Recv: f.Bytes, Relays: int(f.Hops)})
+			} else if f.Dest != self {
+				add(&earns, pay.Haul{Dest: f.Dest, Recv: f.Bytes, Relays: hops(f.Dest)})
+			}
+		}
+		c.haulLocked(haulKey{peer, pay.Payer}, nb.Index(), pays)
+		c.haulLocked(haulKey{peer, pay.Payee}, nb.Index(), earns)
+	}
+	for _, k := range c.carried {
+		maps.DeleteFunc(k.links, func(i uint32, _ *haulage) bool { return !seen[i] })
+	}
+}
+
+func (c *counters) haulLocked(k haulKey, link uint32, hauls map[ident.NodeID]pay.Haul) {
+	s := c.carried[k]
+	if s == nil {
+		if len(hauls) == 0 {
+			return
+		}
+		s = &carried{links: map[uint32]*haulage{}}
+		c.carried[k] = s
+	}
+	h := s.links[link]
+	if h == nil {
+		h = &haulage{}
+		s.links[link] = h
+	}
+	sent, recv := h.Add(c.epoch, slices.Collect(maps.Values(hauls)))
+	s.sum[0] += sent - h.last[0]
+	s.sum[1] += recv - h.last[1]
+	h.last = [2]uint64{sent, recv}
+}
+
+func (c *counters) listLocked(now time.Time) []pay.Reading {
+	var out []pay.Reading
+	for peer, s := range c.stints {
+		id := pay.ID{Peer: peer, Service: pay.Internet}
+		m := pay.Mark{Epoch: s.epoch, Sent: s.last[0] - s.base[0], Recv: s.last[1] - s.base[1]}
+		out = append(out, pay.Reading{ID: id, Role: s.role, Mark: m, Gap: s.gap})
+		c.paceLocked(id, m.Sent+m.Recv, now)
+	}
+	for k, s := range c.carried {
+		id := pay.ID{Peer: k.peer, Service: pay.Carriage}
+		m := pay.Mark{Epoch: c.epoch}
+		if s.shown { // an account begins at zero, or what has moved already would not be billed
+			m.Sent, m.Recv = s.sum[0], s.sum[1]
+		}
+		s.shown = true
+		out = append(out, pay.Reading{ID: id, Role: k.role, Mark: m})
+		if k.role == pay.Payee {
+			c.paceLocked(id, m.Sent+m.Recv, now)
+		}
+	}
+	return out
+}
+
+func (c *counters) paceLocked(id pay.ID, bytes uint64, now time.Time) {
+	p := c.peaks[id]
+	if p == nil || bytes < p.bytes {
+		p = &peak{at: now, bytes: bytes}
+		c.peaks[id] = p
+	}
+	if d := now.Sub(p.at); d >= time.Second {
+		p.most = max(p.most, uint64(float64(bytes-p.bytes)/d.Seconds()))
+		p.at, p.bytes = now, bytes
+	}
+}
+
+func (c *counters) peak(id pay.ID) uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.peaks[id]; p != nil {
+		return p.most
+	}
+	return 0
+}
+
+// settler is the ledger as pay sees it.
+type settler struct{ c *coop }
+
+func (s settler) Account(ctx context.Context) (tx.Account, error) {
+	cl := s.c.client()
+	defer cl.Close()
+	var a tx.Account
+	b, _, err := s.c.record(ctx, cl, tx.StateKeyAccount(s.c.n.self))
+	if err == nil && len(b) > 0 {
+		err = tx.Decode(b, &a)
+	}
+	return a, err
+}
+
+func (s settler) Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte, at time.Time, err error) {
+	cl := s.c.client()
+	defer cl.Close()
+	k := tx.StateKeyTab(id)
+	if b, err := cl.Get(ctx, k, 0, false); err != nil {
+		return t, nil, at, err
+	} else if len(b.Value) == 0 {
+		// A keeper that hides a tab gains nothing: the ledger refuses to open it a second time.
+		return t, nil, at, pay.ErrNoTab
+	}
+	for { // the block that proves it comes soon after the one that has it
+		v, err := cl.Get(ctx, k, 0, true)
+		if err != nil {
+			return t, nil, at, err
+		}
+		if len(v.Value) > 0 {
+			if anchor, at, err = s.c.anchor(ctx, cl, k, v); err != nil {
+				return t, nil, at, err
+			}
+			return t, anchor, at, tx.Decode(v.Value, &t)
+		}
+		select {
+		case <-ctx.Done():
+			return t, nil, at, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (s settler) Submit(ctx context.Context, body tx.Body) ([]byte, error) {
+	r, err := s.c.transact(ctx, body)
+	switch {
+	case err != nil:
+		return nil, err
+	case ledger.Code(r.Code) == ledger.CodeExists:
+		return nil, pay.ErrTaken
+	case r.Code != 0:
+		return nil, fmt.Errorf("the ledger refuses: %s", r.Text)
+	}
+	return r.Data, nil
+}
+
+// record returns a record of the ledger's newest state, or nothing, and when that was so. A node that follows another's ledger has
+// it proved; that there is none, it takes from that node's word.
+func (c *coop) record(ctx context.Context, cl *bftclient.Client, k []byte) (value []byte, at time.Time, err error) {
+	keep := c.keeps()
+	v, err := cl.Get(ctx, k, 0, !keep)
+	if err != nil || len(v.Value) == 0 || keep {
+		return v.Value, time.Now(), err
+	}
+	at, err = c.prove(ctx, cl, k, v)
+	return v.Value, at, err
+}
+
+// memberOf asks whether a key is that of a member in good standing, or of a node that is registered as one's.
+func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (bool, error) {
+	var id uint64
+	b, _, err := c.record(ctx, cl, tx.StateKeyKey(k))
+	if err != nil {
+		return false, err
+	}
+	if len(b) > 0 {
+		var r tx.KeyRole
+		if err := tx.Decode(b, &r); err != nil {
+			return false, fmt.Errorf("the register: %w", err)
+		}
+		if r.Role == tx.RoleVoid {
+			return false, nil
+		}
+		id = r.Member
+	} else {
+		var n tx.Node
+		if b, _, err = c.record(ctx, cl, tx.StateKeyNode(k)); err != nil || len(b) == 0 {
+			return false, err
+		}
+		if err := tx.Decode(b, &n); err != nil {
+			return false, fmt.Errorf("registered nodes: %w", err)
+		}
+		if time.Now().Unix() > n.Until {
+			return false, nil
+		}
+		id = n.Member
+	}
+	var m tx.Member
+	if b, _, err = c.record(ctx, cl, tx.StateKeyMember(id)); err != nil || len(b) == 0 {
+		return false, err
+	}
+	if err := tx.Decode(b, &m); err != nil {
+		return false, fmt.Errorf("the register: %w", err)
+	}
+	return m.State == tx.Active, nil
+}
+
+// anchor makes the proof of a record that another node of the community can check with what it has verified itself: a block with
+// its signatures, and the path from the record to the root of the state in that block. Both are messages of docs/spec/ledger-light.md
+// section 6.5, after two bytes that are the length of the first.
+func (c *coop) anchor(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) ([]byte, time.Time, error) {
+	at, err := c.prove(ctx, cl, k, v)
+	if err != nil {
+		return nil, at, err
+	}
+	raw, err := cl.LightBlock(ctx, v.Height+1)
+	if err != nil {
+		return nil, at, err
+	}
+	block, err := lite.ParseComet(raw)
+	if err != nil {
+		return nil, at, err
+	}
+	pk, pv, proof, err := lite.ParseICS23(v.Proof)
+	if err != nil {
+		return nil, at, err
+	}
+	first, err := lite.Encode(&lite.Block{LightBlock: *block})
+	if err != nil {
+		return nil, at, err
+	}
+	second, err := lite.Encode(&lite.Record{Height: v.Height, Key: pk, Value: pv, Proof: proof})
+	if err != nil {
+		return nil, at, err
+	}
+	b := append(append(binary.BigEndian.AppendUint16(nil, uint16(len(first))), first...), second...)
+	if len(b) > pay.MaxAnchor {
+		return nil, at, fmt.Errorf("the proof has %d bytes, too many to show: there are %d validators", len(b), len(block.Set))
+	}
+	return b, at, nil
+}
+
+// verifyAnchor is pay's: what another node's anchor proves.
+func (c *coop) verifyAnchor(b []byte) (t tx.Tab, at time.Time, err error) {
+	block, record, err := parseAnchor(b)
+	if err != nil {
+		return t, at, err
+	}
+	if err := tx.Decode(record.Value, &t); err != nil {
+		return t, at, err
+	}
+	if string(record.Key) != string(tx.StateKeyTab(t.ID)) {
+		return t, at, errors.New("the anchor's record is no tab")
+	}
+	c.light.mu.Lock()
+	defer c.light.mu.Unlock()
+	l, now := c.light.c, time.Now()
+	if l == nil {
+		return t, at, errors.New("no block is trusted yet")
+	}
+	if _, err := l.Update(now, &block.LightBlock); err != nil {
+		return t, at, err
+	}
+	at, err = l.Prove(now, record.Key, record.Value, &record.Proof, record.Height)
+	return t, at, err
+}
+
+func parseAnchor(b []byte) (*lite.Block, *lite.Record, error) {
+	bad := errors.New("this is no anchor")
+	if len(b) < 2 {
+		return nil, nil, bad
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	if len(b) < 2+n {
+		return nil, nil, bad
+	}
+	first, err := lite.Parse(b[2 : 2+n])
+	if err != nil {
+		return nil, nil, err
+	}
+	second, err := lite.Parse(b[2+n:])
+	if err != nil {
+		return nil, nil, err
+	}
+	block, ok := first.(*lite.Block)
+	record, isRecord := second.(*lite.Record)
+	if !ok || !isRecord || len(record.Value) == 0 {
+		return nil, nil, bad
+	}
+	return block, record, nil
+}
+
+// linkList is all links.
+func (r *routing) linkList() []*link.Link {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.links))
+}
+
+// gatewayIDs are the nodes that announce a gateway, this one among them.
+func gatewayIDs(t *route.Table) map[ident.NodeID]struct{} {
+	out := map[ident.NodeID]struct{}{}
+	for id, v := range t.Nodes() {
+		if b := v.Extension(wire.ExtGateway); b != nil {
+			if _, err := gateway.ParseOffer(b); err == nil {
+				out[id] = struct{}{}
+			}
+		}
+	}
+	return out
+}
