@@ -31,11 +31,13 @@ type ledgerRunCmd struct {
 	Port      uint16         `help:"Where other validators' engines listen."`
 	Heartbeat time.Duration  `default:"120s" help:"Between blocks when nothing happens."`
 	Archive   bool           `help:"Keep every block."`
+	Snapshots int64          `env:"WEFT_LEDGER_SNAPSHOTS" help:"Blocks between snapshots for newcomers; 0: the default."`
+	Replay    int64          `env:"WEFT_LEDGER_REPLAY" help:"Newcomers replay a chain of at most so many blocks; 0: the default."`
 }
 
 func (c *ledgerRunCmd) Run(e *env) error {
 	ctx := bftclient.Child(e.ctx, os.Stdin)
-	return bft.Run(ctx, bft.Config{Dir: c.Dir, Listen: c.Listen, Port: c.Port, Heartbeat: c.Heartbeat, Archive: c.Archive,
+	return bft.Run(ctx, bft.Config{Dir: c.Dir, Listen: c.Listen, Port: c.Port, Heartbeat: c.Heartbeat, Archive: c.Archive, Snapshots: c.Snapshots, Replay: c.Replay,
 		Log: slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: slog.LevelInfo}))})
 }
 

@@ -49,7 +49,7 @@ type App struct {
 	pooledSince time.Time // when the oldest of them came, or was judged again
 	committed   time.Time // when the newest block came, or this engine began
 	made        bool      // a block has come since
-	done        block // executed, not committed
+	done        block     // executed, not committed
 	halted      string
 	waiting     map[[32]byte][]chan bftclient.Result
 	allowed     map[p2p.ID]bool                       // peers that may connect

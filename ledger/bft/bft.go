@@ -37,8 +37,9 @@ type Config struct {
 	Versions  int64          // how many states can be asked for with proof; 0 is 1000
 	Snapshots int64          // blocks between snapshots for newcomers; 0 is 500
 	// Trust lets an empty Dir begin with a neighbour's snapshot instead of all blocks: a block known to be the chain's, at most 14
-	// days old. Without it the chain is replayed from the first block.
+	// days old. nil: what the file bftclient.TrustFile in Dir names; without it the chain is replayed from the first block.
 	Trust  *Trust
+	Replay int64         // newcomers are told to begin with a snapshot when the chain is longer than so many blocks; 0 is 20 000
 	Gossip time.Duration // pause between looks at what a peer lacks; 0 is 50 ms
 	Log    *slog.Logger
 
@@ -82,6 +83,9 @@ func (c *Config) check() error {
 	}
 	if c.Snapshots == 0 {
 		c.Snapshots = 500
+	}
+	if c.Replay == 0 {
+		c.Replay = 20_000
 	}
 	if c.Snapshots < 0 || c.Versions < 10 {
 		return errors.New("an engine keeps 10 states at least")

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -241,6 +242,11 @@ func start(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if e.peers, err = e.readPeers(); err != nil {
 		return nil, err
 	}
+	if cfg.Trust == nil && e.app.height() == 0 {
+		if cfg.Trust, err = readTrust(cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
 	cc := cfg.comet(pv.LastSignState.Height == 0)
 	provider := func(x *config.DBContext) (dbm.DB, error) {
 		db, err := config.DefaultDBProvider(x)
@@ -330,6 +336,37 @@ func Run(ctx context.Context, cfg Config) error {
 	cancel()
 	wg.Wait()
 	return errors.Join(err, e.stop())
+}
+
+// readTrust reads the block that an empty folder is to begin from, if it names one.
+func readTrust(dir string) (*Trust, error) {
+	file := filepath.Join(dir, bftclient.TrustFile)
+	b, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the block to begin from: %w", err)
+	}
+	height, hash, _ := strings.Cut(strings.TrimSpace(string(b)), " ")
+	var h bftclient.Hash
+	n, err := strconv.ParseInt(height, 10, 64)
+	if err = errors.Join(err, h.UnmarshalText([]byte(hash))); err != nil || n < 1 {
+		return nil, fmt.Errorf("%s names no block to begin from: remove it, or write HEIGHT HASH (%w)", file, err)
+	}
+	return &Trust{n, h}, nil
+}
+
+// begin is the snapshot that a newcomer should begin from: when not all blocks are here, or so many that replaying them takes long.
+func (e *engine) begin(base, height int64) int64 {
+	if base <= 1 && height <= e.cfg.Replay {
+		return 0
+	}
+	l, err := e.app.ListSnapshots(context.Background(), nil)
+	if err != nil || len(l.Snapshots) == 0 {
+		return 0
+	}
+	return int64(l.Snapshots[len(l.Snapshots)-1].Height)
 }
 
 // readPeers merges the configured peers and those that were added over the socket.
@@ -475,15 +512,19 @@ func (e *engine) allowLocked() {
 	e.app.setAllowed(ids)
 }
 
-// wanted are all peers to which there should be a connection: the owner's, and the validators that the state names.
-func (e *engine) wanted() []string {
+// wanted are all peers to which there should be a connection: the owner's, and the validators that the state names, which is known
+// to every engine and so needs no exchange of addresses. Validators let in each other; an engine that is none is let in where it
+// asked, and tries them all only now and then, or when nobody has let it in (eager).
+func (e *engine) wanted(eager bool) []string {
 	e.mu.Lock()
 	l := slices.Clone(e.peers)
 	e.mu.Unlock()
-	if e.cfg.Port == 0 {
+	vals := e.app.validators()
+	votes := slices.ContainsFunc(vals, func(v ledger.Validator) bool { return v.Key == e.key && v.Power > 0 })
+	if e.cfg.Port == 0 || !votes && !eager {
 		return l
 	}
-	for _, v := range e.app.validators() {
+	for _, v := range vals {
 		id := string(idOf(v.Key))
 		if v.Power == 0 || v.Key == e.key || slices.ContainsFunc(l, func(p string) bool { return strings.HasPrefix(p, id+"@") }) {
 			continue
@@ -497,14 +538,10 @@ func (e *engine) wanted() []string {
 func (e *engine) dialler(ctx context.Context) {
 	t := time.NewTicker(dialPeriod)
 	defer t.Stop()
-	for {
+	for round := 0; ; round++ {
 		sw := e.node.Switch()
-		all := e.wanted()
-		if err := sw.AddPersistentPeers(all); err != nil {
-			e.log.Warn("a peer cannot be dialled", "err", err)
-		}
 		var missing []string
-		for _, p := range all {
+		for _, p := range e.wanted(round%12 == 0 || sw.Peers().Size() == 0) {
 			if a, err := parsePeer(p); err == nil && !sw.Peers().Has(a.ID) && a.ID != idOf(e.key) {
 				missing = append(missing, p)
 			}
@@ -583,6 +620,7 @@ func (e *engine) status() bftclient.Status {
 	if m := store.LoadBlockMeta(s.Height); m != nil {
 		s.Time, s.Hash, s.AppHash = m.Header.Time.Unix(), bftclient.Hash(m.BlockID.Hash), m.Header.AppHash
 	}
+	s.Begin = e.begin(s.Base, s.Height)
 	for _, p := range peersOf(sw.Peers()) {
 		s.Peers = append(s.Peers, string(p.ID()))
 	}
@@ -675,6 +713,10 @@ func (l logger) Error(msg string, kv ...any) {
 			}
 		}
 		l.fail(fmt.Errorf("the engine cannot go on: %v", why))
+	}
+	if msg == "Error dialing peer" { // tried again in seconds, and status tells who is missing
+		l.l.Debug(msg, clean(kv)...)
+		return
 	}
 	l.l.Warn(msg, clean(kv)...)
 }

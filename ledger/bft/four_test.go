@@ -27,7 +27,7 @@ func TestFour(t *testing.T) {
 	r = w.peers[0].pay(0, 1, 2)
 	w.stop(2)
 	eventually(t, 10*time.Second, "the halt to be told", func() error {
-		if s := w.peers[0].status(); !strings.HasPrefix(s.Halted, "2 of 4 validators reachable: more than two thirds are needed") {
+		if s := w.peers[0].status(); !strings.HasPrefix(s.Halted, "2 of 4 validators reachable, and more than two thirds are needed for a block; the last came ") {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
@@ -89,6 +89,64 @@ func TestFour(t *testing.T) {
 	if n := nonceOf(t, w.peers[0].client, 0); n != 4 {
 		t.Errorf("%d transactions have been applied, want 4", n)
 	}
+}
+
+// A partition in which packets vanish, and no connection is closed: both halves notice before Comet does (after 105 s) and say who is
+// not heard, and when the way is there again what was sent meanwhile is executed once.
+func TestVanish(t *testing.T) {
+	w := newNetwork(t, 4, 4, 3, 0, nil)
+	w.start()
+	w.meet(3)
+	w.peers[0].pay(0, 1, 1)
+
+	cut := time.Now()
+	w.vanish(map[int]int{0: 1, 1: 1, 2: 2, 3: 2})
+	waits := make(chan bftclient.Result, 2)
+	for _, at := range []int{0, 3} { // the same transaction on both sides
+		go func() {
+			r, err := w.peers[at].client.Finalise(context.Background(), transfer(t, 0, 1, 2))
+			if err != nil {
+				t.Error(err)
+			}
+			waits <- r
+		}()
+	}
+	for i, p := range w.peers {
+		eventually(t, 60*time.Second, "the halt to be told", func() error {
+			s := p.status()
+			if !strings.HasPrefix(s.Halted, "2 of 4 validators reachable") || strings.Count(s.Halted, "'s for ") != 2 {
+				return fmt.Errorf("validator %d says %q", i, s.Halted)
+			}
+			for _, v := range s.Validators {
+				if !v.Self && v.Heard < cut.Unix()-int64(beatPeriod/time.Second)-1 {
+					return fmt.Errorf("validator %d says of another: %+v, cut at %d", i, v, cut.Unix())
+				}
+			}
+			return nil
+		})
+	}
+	t.Logf("told after %v: %s", time.Since(cut).Round(time.Second), w.peers[0].status().Halted)
+	time.Sleep(max(0, patience+beatPeriod-time.Since(cut))) // the connections have been let go of
+	w.vanish(nil)
+	healed := time.Now()
+	var first bftclient.Result
+	for range 2 {
+		select {
+		case r := <-waits:
+			if r.Code != 0 || r.Height == 0 || first.Height != 0 && r.Height != first.Height {
+				t.Errorf("%+v, %+v", r, first)
+			}
+			first = r
+		case <-time.After(60 * time.Second):
+			t.Fatalf("healed, but: %+v", w.peers[0].status())
+		}
+	}
+	t.Logf("final %v after the way was there again", time.Since(healed).Round(time.Millisecond))
+	w.same(first.Height)
+	if n := nonceOf(t, w.peers[0].client, 0); n != 2 {
+		t.Errorf("%d transactions have been applied, want 2", n)
+	}
+	w.meet(3)
 }
 
 // A validator that has lost all but its key begins from another's snapshot, and takes part again.

@@ -232,6 +232,8 @@ type network struct {
 	mu    sync.Mutex
 	delay time.Duration
 	side  map[int]int // partition: who is on which side
+	mute  map[int]int // the same where nothing is closed and nothing arrives
+	heal  *sync.Cond  // mute has changed
 	down  map[int]bool
 	conns map[net.Conn][2]int
 }
@@ -240,6 +242,7 @@ type network struct {
 func newNetwork(t testing.TB, n, v, founders int, delay time.Duration, change func(i int, c *Config)) *network {
 	t.Helper()
 	w := &network{t: t, delay: delay, side: map[int]int{}, down: map[int]bool{}, conns: map[net.Conn][2]int{}}
+	w.heal = sync.NewCond(&w.mu)
 	var dirs []string
 	root := t.TempDir()
 	for i := range n {
@@ -264,6 +267,7 @@ func newNetwork(t testing.TB, n, v, founders int, delay time.Duration, change fu
 		}
 	}
 	t.Cleanup(func() {
+		w.vanish(nil)
 		for _, p := range w.peers {
 			p.stop()
 		}
@@ -304,14 +308,14 @@ func (w *network) link(i, j int) {
 			}
 			w.conns[a], w.conns[b] = [2]int{i, j}, [2]int{i, j}
 			w.mu.Unlock()
-			go w.carry(a, b)
-			go w.carry(b, a)
+			go w.carry(a, b, i, j)
+			go w.carry(b, a, i, j)
 		}
 	}()
 }
 
-// carry copies with the delay of a link.
-func (w *network) carry(from, to net.Conn) {
+// carry copies with the delay of a link. What vanishes is sent again, as TCP does, when it is over.
+func (w *network) carry(from, to net.Conn, i, j int) {
 	type piece struct {
 		b  []byte
 		at time.Time
@@ -320,6 +324,11 @@ func (w *network) carry(from, to net.Conn) {
 	go func() {
 		for p := range c {
 			time.Sleep(time.Until(p.at))
+			w.mu.Lock()
+			for w.mute[i] != w.mute[j] {
+				w.heal.Wait()
+			}
+			w.mu.Unlock()
 			if _, err := to.Write(p.b); err != nil {
 				break
 			}
@@ -357,6 +366,14 @@ func (w *network) split(side map[int]int) {
 	for _, c := range all {
 		c.Close()
 	}
+}
+
+// vanish lets nothing through between sides, and closes nothing; none: all arrives.
+func (w *network) vanish(side map[int]int) {
+	w.mu.Lock()
+	w.mute = side
+	w.mu.Unlock()
+	w.heal.Broadcast()
 }
 
 // stop ends an engine and what is left of its connections: Comet leaves some open, which the end of a process would not.

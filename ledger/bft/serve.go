@@ -13,12 +13,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"time"
 
 	abci "github.com/cometbft/cometbft/abci/types"
 	"github.com/cometbft/cometbft/mempool"
+	"github.com/cometbft/cometbft/p2p"
 
+	"weft/ident"
 	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 )
@@ -178,6 +181,18 @@ func (e *engine) handler() http.Handler {
 		if p := q.Get("remove"); p != "" && err == nil {
 			err = e.setPeer(p, false)
 		}
+		if id := q.Get("follow"); id != "" && err == nil {
+			if !engineID.MatchString(id) {
+				return nil, bad(fmt.Errorf("%q is no engine's id", id))
+			}
+			var on ident.PublicKey
+			if err := on.UnmarshalText([]byte(q.Get("on"))); q.Has("on") && err != nil {
+				return nil, bad(err)
+			}
+			if err := e.follow(p2p.ID(id), e.app.isMember(on), time.Now()); err != nil {
+				return nil, refusal{http.StatusServiceUnavailable, err}
+			}
+		}
 		if err != nil {
 			return nil, bad(err)
 		}
@@ -185,6 +200,8 @@ func (e *engine) handler() http.Handler {
 	})
 	return m
 }
+
+var engineID = regexp.MustCompile(`^[0-9a-f]{40}$`)
 
 func number(s string) (int64, error) {
 	if s == "" {

@@ -19,6 +19,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
+
+	"weft/ident"
 )
 
 // Socket is the name of the engine's socket in its data folder.
@@ -147,6 +149,16 @@ func (c *Client) AddPeer(ctx context.Context, peer string) error {
 // RemovePeer forgets a peer. One that is a validator is still let in.
 func (c *Client) RemovePeer(ctx context.Context, peer string) error {
 	return c.do(ctx, "POST", "peers", url.Values{"remove": {peer}}, nil, &struct{}{})
+}
+
+// LetFollow lets an engine, by its id, connect to this one for half an hour, beside the owner's peers and the validators. on is the
+// key of its node, zero when it is not known: members' nodes go first. It fails when there is no room.
+func (c *Client) LetFollow(ctx context.Context, id string, on ident.PublicKey) error {
+	q := url.Values{"follow": {id}}
+	if !on.IsZero() {
+		q.Set("on", on.String())
+	}
+	return c.do(ctx, "POST", "peers", q, nil, &struct{}{})
 }
 
 // State is the state after one height as a read-only ledger.Store, so that all questions that package ledger answers can be asked

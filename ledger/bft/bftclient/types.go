@@ -3,9 +3,17 @@ package bftclient
 import (
 	"encoding/hex"
 	"errors"
+	"fmt"
 
 	"weft/ident"
 )
+
+// TrustFile in an engine's folder names a block that is known to be the chain's ([Trust]): an engine that has no block yet begins
+// with a snapshot that follows from it.
+const TrustFile = "trust"
+
+// Trust is the contents of TrustFile, from the status of an engine that is believed.
+func Trust(s Status) []byte { return fmt.Appendf(nil, "%d %s\n", s.Height, s.Hash) }
 
 // Hash is a SHA-256, hexadecimal in JSON.
 type Hash [32]byte
@@ -96,7 +104,7 @@ type Validator struct {
 	Node      ident.PublicKey
 	Operator  uint64 // member
 	Power     int64
-	Self      bool `json:",omitempty"`
+	Self      bool  `json:",omitempty"`
 	Reachable bool  // there is a connection on which something came within the last seconds
 	Heard     int64 `json:",omitempty"` // when something came from it, seconds since 1970; 0: not since this engine was started
 }
