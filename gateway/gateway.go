@@ -93,6 +93,7 @@ type Gateway struct {
 	table64 atomic.Pointer[translator]
 	up      *line // to the host
 	down    *line // to peers
+	held    *throttles
 
 	mu      sync.Mutex // guards what follows; taken before leases.mu and lease.mu
 	offer   *OfferConfig
@@ -215,7 +216,7 @@ func New(cfg Config) (*Gateway, error) {
 		return nil, err
 	}
 	g.policy.Store(none)
-	g.up, g.down = newLine(g.emitUp), newLine(g.emitDown)
+	g.up, g.down, g.held = newLine(g.emitUp), newLine(g.emitDown), newThrottles(g)
 	return g, nil
 }
 
@@ -246,6 +247,7 @@ func (g *Gateway) Serve(ctx context.Context) error {
 	grp, ctx := errgroup.WithContext(ctx)
 	grp.Go(func() error { return g.up.shaper.Serve(ctx) })
 	grp.Go(func() error { return g.down.shaper.Serve(ctx) })
+	grp.Go(func() error { g.held.serve(ctx); return nil })
 	grp.Go(func() error { g.callbacks(ctx); return nil })
 	grp.Go(func() error { g.loop(ctx, grp); return nil })
 	if g.cfg.Ended != nil {

@@ -78,6 +78,7 @@ type lease struct {
 	share    uint64 // key in the queues
 	families atomic.Uint32
 	tier     atomic.Pointer[terms]
+	throttle atomic.Pointer[throttle] // nil: none
 
 	mu       sync.Mutex // guards what follows
 	flows    flows
@@ -257,11 +258,13 @@ type leases struct {
 	// resting are addresses whose connections have yet to be ended: until then nobody else gets one of IPv4. The zero key: NAT64
 	// had it. nil: nobody ends any.
 	resting map[addr]ident.PublicKey
-	budget  atomic.Int64 // flow slots that tables may still take
+	slow    map[ident.PublicKey]*throttle // of clients with a lease and without
+	budget  atomic.Int64                  // flow slots that tables may still take
 }
 
 func newLeases() *leases {
-	s := &leases{seed: maphash.MakeSeed(), byKey: map[ident.PublicKey]*lease{}, byAddr: map[addr]*lease{}, byNet: map[uint64]*lease{}, taken: map[addr]bool{}}
+	s := &leases{seed: maphash.MakeSeed(), byKey: map[ident.PublicKey]*lease{}, byAddr: map[addr]*lease{}, byNet: map[uint64]*lease{}, taken: map[addr]bool{},
+		slow: map[ident.PublicKey]*throttle{}}
 	s.budget.Store(maxFlowsAll)
 	return s
 }
@@ -384,6 +387,7 @@ func (s *leases) add(key ident.PublicKey, families Families, pool, routed netip.
 	l.flows.seed = s.seed
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	l.throttle.Store(s.slow[key])
 	ok := true
 	if families&IPv4 != 0 {
 		if l.v4, ok = s.pick4(pool, "weft/lease4/1", key[:], prefer, key); !ok {

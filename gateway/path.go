@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,9 +15,11 @@ import (
 
 // item is a packet that waits, in a buffer of its own.
 type item struct {
-	buf  []byte // as it came from the pool
-	pkt  tun.Packet
-	peer ident.PublicKey // to whom, in the queue to peers
+	buf   []byte // as it came from the pool
+	pkt   tun.Packet
+	line  *line  // where it goes
+	lease *lease // of whom it is; nil: of this host
+	held  bool   // its client's throttle has let it go
 }
 
 // line is one direction of the internet line: a queue that is only gone through when there is a reason to wait.
@@ -64,7 +67,7 @@ func (l *line) get(n int) *item {
 }
 
 func (l *line) put(it *item) {
-	it.pkt = tun.Packet{}
+	it.pkt, it.line, it.lease, it.held = tun.Packet{}, nil, nil, false
 	for i, size := range bufferSizes {
 		if len(it.buf) == size {
 			l.pools[i].Put(it)
@@ -76,9 +79,21 @@ func (l *line) put(it *item) {
 // the same member's upload they would slow down its download.
 const tiny = 128
 
-// submit queues a packet of a member. What is tiny has a fifth of the member's share to itself, so sending everything in
-// tiny pieces as well gains no more than that.
-func (l *line) submit(share uint64, weight, size int, it *item) {
+// submit queues a packet, first behind the throttle of its client if that has one. What is tiny has a fifth of a member's share
+// to itself, so sending everything in tiny pieces as well gains no more than that.
+func (l *line) submit(of *lease, it *item) {
+	it.line, it.lease = l, of
+	share, weight, size := uint64(0), 1, len(it.pkt.Data)
+	if of != nil {
+		if th := of.throttle.Load(); th != nil && !it.held {
+			th.put(it)
+			return
+		}
+		share = of.share
+		if t := of.tier.Load(); t != nil { // a lease is found a moment before it has terms
+			weight = t.weight
+		}
+	}
 	if size <= tiny {
 		l.shaper.Submit(share<<1|1, weight, size, it)
 		return
@@ -86,24 +101,39 @@ func (l *line) submit(share uint64, weight, size int, it *item) {
 	l.shaper.Submit(share<<1, 4*weight, size, it)
 }
 
+// recall sends back what came into the queue of a line before its client was throttled.
+func recall(items []*item) []*item {
+	return slices.DeleteFunc(items, func(it *item) bool {
+		if it.held || it.lease == nil || it.lease.throttle.Load() == nil {
+			return false
+		}
+		it.line.submit(it.lease, it)
+		return true
+	})
+}
+
 // push copies a packet into the queue.
-func (l *line) push(share uint64, weight int, peer ident.PublicKey, ip []byte, seg uint16, partial bool) {
+func (l *line) push(of *lease, ip []byte, seg uint16, partial bool) {
 	it := l.get(len(ip))
-	it.peer = peer
 	it.pkt = tun.Packet{Data: it.buf[:copy(it.buf, ip)], SegSize: seg, Partial: partial}
-	l.submit(share, weight, len(ip), it)
+	l.submit(of, it)
 }
 
 // pushCut is push for what may be a super-packet: it is cut so that no piece takes the line for long.
-func (l *line) pushCut(share uint64, weight int, peer ident.PublicKey, p *tun.Packet) {
+func (l *line) pushCut(of *lease, p *tun.Packet) {
 	rate := l.rate.Load()
+	if th := of.throttle.Load(); th != nil {
+		if slow := th.rate.Load(); slow != 0 && (rate == 0 || slow < rate) {
+			rate = slow
+		}
+	}
 	most := int(rate / 8 * int64(maxPiece) / int64(time.Second))
 	hdr, ok := 0, false
 	if p.SegSize != 0 && rate != 0 && len(p.Data) > most {
 		hdr, ok = tun.HeaderLen(p.Data)
 	}
 	if !ok {
-		l.push(share, weight, peer, p.Data, p.SegSize, p.Partial)
+		l.push(of, p.Data, p.SegSize, p.Partial)
 		return
 	}
 	seg := int(p.SegSize)
@@ -113,17 +143,18 @@ func (l *line) pushCut(share uint64, weight int, peer ident.PublicKey, p *tun.Pa
 		if len(ip)-hdr <= seg {
 			size = 0
 		}
-		l.push(share, weight, peer, ip, size, true)
+		l.push(of, ip, size, true)
 	})
 }
 
 // emitDown sends what was waiting to peers, runs of one peer together.
 func (g *Gateway) emitDown(items []*item) {
+	items = recall(items)
 	one := g.down.one[:0]
 	for i, it := range items {
 		one = append(one, it.pkt)
-		if i+1 == len(items) || items[i+1].peer != it.peer {
-			_ = g.cfg.Carrier.SendOutside(it.peer, one...) // no route: lost like on any line
+		if i+1 == len(items) || items[i+1].lease.key != it.lease.key {
+			_ = g.cfg.Carrier.SendOutside(it.lease.key, one...) // no route: lost like on any line
 			clear(one)
 			one = one[:0]
 		}
@@ -136,6 +167,7 @@ func (g *Gateway) emitDown(items []*item) {
 
 // emitUp writes what was waiting to the host.
 func (g *Gateway) emitUp(items []*item) {
+	items = recall(items)
 	if g.up.writer == nil {
 		g.up.writer = g.cfg.Host()
 	}
@@ -205,10 +237,10 @@ func (g *Gateway) toClient(l *lease, p *tun.Packet) (ident.PublicKey, bool) {
 	l.bytesDown.Add(n)
 	l.packetsDown.Add(1)
 	g.down.bytes.Add(n)
-	if g.down.rate.Load() == 0 {
+	if g.down.rate.Load() == 0 && l.throttle.Load() == nil {
 		return l.key, true
 	}
-	g.down.pushCut(l.share, t.weight, l.key, p)
+	g.down.pushCut(l, p)
 	return ident.PublicKey{}, false
 }
 
@@ -232,7 +264,7 @@ func (g *Gateway) toClient6(tr *translator, l *lease, p *tun.Packet, v6 addr) {
 		g.down.bytes.Add(uint64(len(b)))
 		if len(b) > int(tr.mtu) && ip[6]&0x40 == 0 { // cutting is allowed (RFC 7915 section 4.1)
 			err := nat64.Fragment(b, int(tr.mtu), tr.id.Add(1), make([]byte, tr.mtu), func(piece []byte) error {
-				g.down.push(l.share, t.weight, l.key, piece, 0, false)
+				g.down.push(l, piece, 0, false)
 				return nil
 			})
 			g.down.put(it)
@@ -241,8 +273,8 @@ func (g *Gateway) toClient6(tr *translator, l *lease, p *tun.Packet, v6 addr) {
 			}
 			return
 		}
-		it.peer, it.pkt = l.key, tun.Packet{Data: b}
-		g.down.submit(l.share, t.weight, len(b), it)
+		it.pkt = tun.Packet{Data: b}
+		g.down.submit(l, it)
 	}
 	if kbps := t.limits.DownKbps; kbps != 0 && !l.mayTake(&l.down, kbps, len(p.Data), g) {
 		g.refuse(l, overRate)
@@ -304,7 +336,7 @@ func (g *Gateway) answerHost(p *tun.Packet, pk *packet) {
 		return
 	}
 	it.pkt = tun.Packet{Data: b}
-	g.up.submit(0, 1, len(b), it)
+	g.up.submit(nil, it)
 }
 
 // refuse counts a packet that does not pass.
@@ -362,7 +394,7 @@ func (g *Gateway) FromPeer(peer ident.PublicKey, ip []byte, partial bool) bool {
 		switch r {
 		case private, local, ownerDenies, smtpClosed, familyClosed, tooManyFlows, meshAddress:
 			if l.mayAnswer(g.sec.Load()) {
-				g.answerPeer(l, t, ip, &p)
+				g.answerPeer(l, ip, &p)
 			}
 		}
 		return false
@@ -372,13 +404,13 @@ func (g *Gateway) FromPeer(peer ident.PublicKey, ip []byte, partial bool) bool {
 	l.packetsUp.Add(1)
 	g.up.bytes.Add(n)
 	if pol.is64 && pol.nat64.contains(p.key.dst) {
-		g.translate(l, t, ip, partial)
+		g.translate(l, ip, partial)
 		return false
 	}
-	if g.up.rate.Load() == 0 {
+	if g.up.rate.Load() == 0 && l.throttle.Load() == nil {
 		return true
 	}
-	g.up.push(l.share, t.weight, ident.PublicKey{}, ip, 0, partial)
+	g.up.push(l, ip, 0, partial)
 	return false
 }
 
@@ -404,19 +436,19 @@ func (g *Gateway) fromInternet(u *inUse, peer ident.PublicKey, ip []byte, src ad
 }
 
 // answerPeer tells a client's host that a packet is not let through.
-func (g *Gateway) answerPeer(l *lease, t *terms, ip []byte, p *packet) {
+func (g *Gateway) answerPeer(l *lease, ip []byte, p *packet) {
 	it := g.down.get(smallBuffer)
 	b := prohibited(it.buf, ip, p)
 	if b == nil {
 		g.down.put(it)
 		return
 	}
-	it.peer, it.pkt = l.key, tun.Packet{Data: b}
-	g.down.submit(l.share, t.weight, len(b), it)
+	it.pkt = tun.Packet{Data: b}
+	g.down.submit(l, it)
 }
 
 // translate makes an IPv4 packet of one to the NAT64 prefix and sends it on its way.
-func (g *Gateway) translate(l *lease, t *terms, ip []byte, partial bool) {
+func (g *Gateway) translate(l *lease, ip []byte, partial bool) {
 	tr := g.table64.Load()
 	if tr == nil {
 		return
@@ -446,5 +478,5 @@ func (g *Gateway) translate(l *lease, t *terms, ip []byte, partial bool) {
 		return
 	}
 	it.pkt = tun.Packet{Data: b}
-	g.up.submit(l.share, t.weight, len(b), it)
+	g.up.submit(l, it)
 }
