@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"weft/api"
+	"weft/config"
 	"weft/ident"
 	"weft/ledger"
 	"weft/ledger/bft/bftclient"

@@ -474,11 +474,6 @@ func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bf
 	return err
 }
 
-// believe checks a record against a verified block.
-func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
-	return c.prove(ctx, cl, k, v)
-}
-
 var chainName = regexp.MustCompile(`[^a-z0-9]+`)
 
 // FoundCoop implements api.Cooper.

@@ -170,11 +170,7 @@ func (t *tabs) enforce(id pay.ID, v pay.Verdict) {
 		kbit = max(v.Kbit, 1)
 	}
 	if id.Service == pay.Internet {
-		if g, ok := any(t.n.sharing.gw).(interface {
-			Throttle(ident.PublicKey, uint32)
-		}); ok {
-			g.Throttle(id.Peer, kbit)
-		}
+		t.n.sharing.gw.Throttle(id.Peer, kbit)
 		return
 	}
 	t.mu.Lock()
