@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,6 +57,9 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 	}
 	undo = append(undo, kernel.close)
 	sys := &host{cfg: cfg, link: link, known: map[netip.Prefix]bool{}}
+	if err := sys.reclaim(); err != nil {
+		cfg.Log.Warn("what the last run changed for guests could not be taken back whole", "err", err)
+	}
 	undo = append(undo, sys.restore)
 	if err := sys.apply(); err != nil {
 		return err
@@ -122,12 +126,91 @@ func (g *Guests) Serve(ctx context.Context) (err error) {
 
 func (g *Guests) setDHCP(s string) { g.dhcp.Store(&s) }
 
-// host is what this room changes on the system beside the table.
+// host is what this room changes on the system beside the table. The kernel does not take that back by itself, so it is noted in
+// a file: a run after kill -9 begins by taking back what the last one changed, and would otherwise take it for the owner's.
 type host struct {
 	cfg   *Config
 	link  netlink.Link
-	undo  []func() error
+	done  []change
 	known map[netip.Prefix]bool // addresses that were looked after once
+}
+
+// change is one change of the system: an address that the interface was given, or a kernel setting.
+type change struct {
+	Interface string       `json:"interface,omitempty"`
+	Addr      netip.Prefix `json:"addr,omitzero"`
+	Setting   string       `json:"setting,omitempty"` // below /proc/sys/net
+	Was       string       `json:"was,omitempty"`
+	Set       string       `json:"set,omitempty"`
+}
+
+// undo takes the change back, unless somebody else has changed it since.
+func (c change) undo() error {
+	if c.Setting != "" {
+		if readSysctl(c.Setting) != c.Set {
+			return nil // gone, or somebody else's now
+		}
+		return os.WriteFile("/proc/sys/net/"+c.Setting, []byte(c.Was), 0)
+	}
+	link, err := netlink.LinkByName(c.Interface)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err == nil {
+		err = netlink.AddrDel(link, ipNet(c.Addr))
+	}
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("take the address %s from %s: %w", c.Addr, c.Interface, err)
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+}
+
+// changes is the file. What was changed before the system was started again is long gone.
+type changes struct {
+	Boot string   `json:"boot"`
+	Done []change `json:"done"`
+}
+
+func (h *host) file() string { return filepath.Join(h.cfg.StateDir, "guest-host.json") }
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// reclaim takes back what a run changed that did not end by itself.
+func (h *host) reclaim() error {
+	b, err := os.ReadFile(h.file())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	var last changes
+	if err == nil {
+		err = json.Unmarshal(b, &last)
+	}
+	if err == nil && last.Boot == bootID() {
+		h.done = last.Done
+	}
+	return errors.Join(err, h.restore())
+}
+
+// note remembers a change that was just made. A file that cannot be written must keep nobody from serving.
+func (h *host) note(c change) {
+	h.done = append(h.done, c)
+	b, err := json.MarshalIndent(changes{bootID(), h.done}, "", "  ")
+	if err == nil {
+		err = writeFile(h.file(), b)
+	}
+	if err != nil {
+		h.cfg.Log.Warn("what is changed for guests is not noted; after a crash it stays", "err", err)
+	}
 }
 
 // apply gives the interface our addresses and lets the kernel forward. It is called again every few seconds, because interfaces
@@ -218,18 +301,13 @@ func (h *host) sysctl(path, value string) error {
 	if err := os.WriteFile(file, []byte(value), 0); err != nil {
 		return fmt.Errorf("write %s: %w", file, err)
 	}
-	h.undo = append(h.undo, func() error {
-		if readSysctl(path) != value {
-			return nil // gone, or somebody else's now
-		}
-		return os.WriteFile(file, []byte(was), 0)
-	})
+	h.note(change{Setting: path, Was: was, Set: value})
 	return nil
 }
 
 // addr gives the interface an address; one that it has already is not ours to take away.
 func (h *host) addr(p netip.Prefix) error {
-	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	a := ipNet(p)
 	if p.Addr().Is6() {
 		a.Flags = unix.IFA_F_NODAD // it is ours by right, and the page listens on it at once
 	}
@@ -239,12 +317,7 @@ func (h *host) addr(p netip.Prefix) error {
 		return fmt.Errorf("give %s the address %s: %w", h.link.Attrs().Name, p, err)
 	}
 	if !h.known[p] && !exists {
-		h.undo = append(h.undo, func() error {
-			if err := netlink.AddrDel(h.link, a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
-				return fmt.Errorf("take the address %s from %s: %w", p, h.link.Attrs().Name, err)
-			}
-			return nil
-		})
+		h.note(change{Interface: h.link.Attrs().Name, Addr: p})
 	}
 	h.known[p] = true
 	return nil
@@ -252,8 +325,12 @@ func (h *host) addr(p netip.Prefix) error {
 
 // restore takes everything back, the last first.
 func (h *host) restore() (err error) {
-	for i := len(h.undo) - 1; i >= 0; i-- {
-		err = errors.Join(err, h.undo[i]())
+	for i := len(h.done) - 1; i >= 0; i-- {
+		err = errors.Join(err, h.done[i].undo())
+	}
+	h.done = nil
+	if e := os.Remove(h.file()); !errors.Is(e, fs.ErrNotExist) {
+		err = errors.Join(err, e)
 	}
 	return err
 }

@@ -651,9 +651,16 @@ func testGuests(t *testing.T, how DHCP) {
 	if out := tables(t); strings.Contains(out, "weft") {
 		t.Errorf("after kill -9 there is still: %s", out)
 	}
-	// What the crash left of dnsmasq is not taken for somebody else's server.
+	// What the crash left of dnsmasq is not taken for somebody else's server, and addresses and settings not for the owner's.
+	in(t, nsRouter, "ip", "addr", "add", "10.55.5.1/24", "dev", guestIf)
 	r = serve(t, cfg)
 	r.signal(syscall.SIGTERM)
+	if out := in(t, nsRouter, "ip", "addr", "show", "dev", guestIf); strings.Contains(out, "10.99.8.1") || strings.Contains(out, "301:1:2:3") || !strings.Contains(out, "10.55.5.1") {
+		t.Errorf("after a crash, a start and the end the addresses are: %s", out)
+	}
+	if out := in(t, nsRouter, "cat", "/proc/sys/net/ipv6/conf/all/forwarding", "/proc/sys/net/ipv4/conf/gst-tun/forwarding"); out != "0\n0\n" {
+		t.Errorf("after a crash, a start and the end the kernel still forwards: %q", out)
+	}
 	pids := strings.Fields(sh(t, "ip", "netns", "pids", nsRouter))
 	for _, pid := range pids {
 		b, _ := os.ReadFile("/proc/" + pid + "/cmdline")
