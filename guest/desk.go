@@ -101,6 +101,7 @@ type device struct {
 	rate     traffic // bits a second
 	lastSeen time.Time
 	tries    *rate.Limiter
+	names    *rate.Limiter // bytes of name resolution while it is not let in
 }
 
 // desk knows the guests: who is here, who may, until when. It asks the store what vouchers are worth and tells the gate.
@@ -115,14 +116,17 @@ type desk struct {
 	devices map[MAC]*device
 	byAddr  map[netip.Addr]MAC
 	tries   *rate.Limiter
+	names   *rate.Limiter // of devices that are not known yet
 	ticked  time.Time
 	flushed time.Time
 	started time.Time
+
+	namesTold time.Time // that somebody asks for too many names
 }
 
 func newDesk(cfg *Config, store *Vouchers) *desk {
 	return &desk{cfg: cfg, store: store, log: cfg.Log, now: cfg.Now, devices: map[MAC]*device{}, byAddr: map[netip.Addr]MAC{},
-		tries: rate.NewLimiter(1, triesInAll)}
+		tries: rate.NewLimiter(1, triesInAll), names: newNames()}
 }
 
 // open begins to serve through g: whoever has an active voucher is let in before anything else happens.
@@ -172,11 +176,11 @@ func (d *desk) deviceLocked(m MAC) *device {
 			}
 		}
 		if victim == nil {
-			return &device{mac: m, state: StateNew, tries: rate.NewLimiter(0, 0)} // full of guests with vouchers: not remembered, may try nothing
+			return &device{mac: m, state: StateNew, tries: rate.NewLimiter(0, 0), names: d.names} // full of guests with vouchers: not remembered, may try nothing
 		}
 		d.forgetLocked(victim)
 	}
-	dev = &device{mac: m, state: StateNew, lastSeen: d.now(), tries: rate.NewLimiter(rate.Every(12*time.Second), triesPerDevice)}
+	dev = &device{mac: m, state: StateNew, lastSeen: d.now(), tries: rate.NewLimiter(rate.Every(12*time.Second), triesPerDevice), names: newNames()}
 	d.devices[m] = dev
 	return dev
 }

@@ -24,7 +24,8 @@ import (
 //	prerouting   port 80 (and 443, 53) of our addresses → the page and the resolver; port 80 of whoever is not let in → the page
 //	postrouting  masquerades the IPv4 range where it leaves
 //	input        DHCP, DNS, the page, neighbour discovery, ping, the named services; nothing else of this host
-//	forward      from guests → leave: by the named interfaces only, never to private addresses; each let-in device has a chain
+//	forward      from guests → leave: by the named interfaces only, never to private addresses; no resolver in the mesh for
+//	             whoever is not let in; each let-in device has a chain
 //	             that counts, takes from the quota and marks the connection; to guests: by that mark, so that a device's bytes
 //	             are counted in both directions whatever addresses it makes up
 //
@@ -333,6 +334,14 @@ func (g *nftGate) rules() error {
 
 	switch cfg.Mesh {
 	case MeshFree:
+		if cfg.Access != AccessOpen {
+			// The resolvers of gateways answer this node, and would take its guests for it: no way around [Guests.Names].
+			for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+				stranger := lookup(g.allowed, false)
+				stranger.Invert = true
+				rule(leave, addrIn(mesh, false), port(proto, 53), one(sourceMAC(), stranger, reject()))
+			}
+		}
 		rule(leave, addrIn(mesh, false), accept)
 	case MeshClosed:
 		rule(leave, addrIn(mesh, false), one(reject()))

@@ -113,7 +113,9 @@ func (gs *guests) serveDNS(ctx context.Context) error {
 			if more, err = openDNSSockets(netip.AddrPortFrom(a, 53), false); err != nil {
 				break
 			}
-			socks = append(socks, more...)
+			for _, s := range more {
+				socks = append(socks, gs.g.Names(s))
+			}
 		}
 		if err == nil {
 			return gs.s.dns.Serve(ctx, socks...)

@@ -114,6 +114,49 @@ func (s *shared) join(phone, ifname string) (portal string) {
 	return string(o[114])
 }
 
+// asks sends a resolver questions of 250 bytes for a time, 200 a second, and returns how many answers came.
+func (s *shared) asks(phone string, resolver netip.Addr, during time.Duration) (answers int) {
+	s.t.Helper()
+	n, err := s.World.node(phone)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var c net.Conn
+	if err := inside(n.ns, func() error {
+		c, err = net.Dial("udp", netip.AddrPortFrom(resolver, 53).String())
+		return err
+	}); err != nil {
+		s.t.Fatal(err)
+	}
+	defer c.Close()
+	got := make(chan int)
+	go func() {
+		n, buf := 0, make([]byte, 1500)
+		c.SetReadDeadline(time.Now().Add(during + 500*time.Millisecond))
+		for {
+			size, err := c.Read(buf)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				got <- n
+				return
+			}
+			if err == nil && size > 12 && buf[2]&0x80 != 0 && buf[3]&0xf != 5 { // an answer, and no refusal
+				n++
+			}
+		}
+	}()
+	for i, begin := 0, time.Now(); time.Since(begin) < during; i++ {
+		q := []byte{byte(i >> 8), byte(i), 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
+		for l := range 3 { // what a tunnel carries stands in the names
+			label := fmt.Sprintf("%060x", i*3+l)
+			q = append(append(q, byte(len(label))), label...)
+		}
+		q = append(q, "\x07example\x03net\x00\x00\x10\x00\x01"...)
+		_, _ = c.Write(q) // a refusal is an error of the next one
+		wait(s.ctx, 5*time.Millisecond)
+	}
+	return <-got
+}
+
 // A phone without Weft comes to a router: it gets addresses, sees the mesh and a first page, and with a voucher the internet
 // through a gateway elsewhere in the mesh.
 func TestGuest(t *testing.T) {
@@ -177,11 +220,26 @@ func TestGuest(t *testing.T) {
 	phone.refused("https://"+WebAddr4.String()+"/", "a guest without a voucher")
 	phone.refused("telnet://"+SpeedAddr6.String()+":5201", "a guest without a voucher")
 
+	// Names are answered before that, and carry little: neither the router's resolver nor the gateway's is a way out.
+	resolver, far := netip.MustParseAddr("10.77.0.1"), mesh.Addr()
+	if n := s.asks("phone", resolver, 3*time.Second); n < 50 { // the allowance of a new device
+		t.Errorf("a new phone gets %d answers", n)
+	}
+	if n := s.asks("phone", resolver, time.Second); n > 20 {
+		t.Errorf("a phone without a voucher gets %d answers in a second", n)
+	}
+	if n := s.asks("phone", far, 500*time.Millisecond); n > 0 {
+		t.Errorf("the gateway's resolver answers a phone without a voucher %d times", n)
+	}
+
 	var made []api.Voucher
 	if err := s.Weft(s.ctx, "router", &made, "voucher", "create", "--minutes", "60", "--data", "50MB"); err != nil || len(made) != 1 {
 		t.Fatalf("%+v, %v", made, err)
 	}
 	phone.fetch("-o", "/dev/null", "--data-urlencode", "code="+made[0].Code, strings.TrimSuffix(page, "/")+"/voucher")
+	if n := s.asks("phone", resolver, time.Second); n < 40 {
+		t.Errorf("with a voucher the phone gets %d answers in a second", n)
+	}
 	if captive() {
 		t.Error("with a voucher the phone is captive still")
 	}
