@@ -113,14 +113,14 @@ type Plane struct {
 	transit atomic.Bool
 
 	gateways atomic.Pointer[map[ident.NodeID]struct{}]
-	start    time.Time     // of now
+	start    time.Time // of now
+	serving  atomic.Bool
 	wake     chan struct{} // for Serve
 
 	c counters
 
-	mu      sync.Mutex   // guards writes to slots, and what follows
-	serving bool         // Serve runs
-	curbed  []*Neighbour // that have a curb; copy on write
+	mu     sync.Mutex   // guards writes to slots, and what follows
+	curbed []*Neighbour // that have a curb; copy on write
 }
 
 type counters struct {

@@ -36,15 +36,15 @@ const (
 
 // Throttle bounds the gateway traffic (wire.ClassGateway) that this node relays and for which this neighbour owes as the
 // gateway's side, both directions together: what came from it for a destination that is no gateway, and what is to be sent to it
-// for one that is (SetGateways). kbit is in kbit/s (1000 bit) of whole datagrams, hop header included; 0 lifts it. All
-// else of the neighbour passes untouched. It holds while [Plane.Serve] runs.
+// for one that is (SetGateways). kbit is in kbit/s (1000 bit) of whole datagrams, hop header included: of billed bytes; 0 lifts
+// it, and what waits leaves at once. All else of the neighbour passes untouched.
 func (n *Neighbour) Throttle(kbit uint32) {
-	p := n.plane
+	p, rate := n.plane, int64(kbit)*1000
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	c := n.curbed
 	if c == nil {
 		if slots := *p.slots.Load(); kbit == 0 || slots[n.index&slotMask] != n {
+			p.mu.Unlock()
 			return
 		}
 		c = &curb{q: shape.NewQueue(shape.Config{MaxPackets: maxHeld, MaxFlows: heldFlows, Target: heldTarget}, func(x *parcel) {
@@ -55,21 +55,18 @@ func (n *Neighbour) Throttle(kbit uint32) {
 		p.curbed = append(slices.Clone(p.curbed), n) // Serve goes through the one before
 	}
 	c.mu.Lock()
-	c.q.SetRate(p.now(), int64(kbit)*1000)
+	same := c.q.Rate() == rate
+	if !same {
+		c.q.SetRate(p.now(), rate)
+		n.curb.Store(c)
+		if kbit == 0 {
+			n.curb.Store(nil)
+		}
+	}
 	c.mu.Unlock()
-	n.throttleLocked()
-	p.kick()
-}
-
-// throttleLocked shows the packet path the queue when there is a rate, and somebody who empties it.
-func (n *Neighbour) throttleLocked() {
-	n.curbed.mu.Lock()
-	limited := n.curbed.q.Rate() != 0
-	n.curbed.mu.Unlock()
-	if limited && n.plane.serving {
-		n.curb.Store(n.curbed)
-	} else {
-		n.curb.Store(nil)
+	p.mu.Unlock()
+	if !same {
+		p.stir(c)
 	}
 }
 
@@ -84,10 +81,18 @@ func (p *Plane) isGateway(id ident.NodeID) bool {
 
 func (p *Plane) now() int64 { return int64(time.Since(p.start)) }
 
-func (p *Plane) kick() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
+// stir has what is due of a queue let go: by Serve, or here where nobody runs it.
+func (p *Plane) stir(c *curb) {
+	if p.serving.Load() {
+		select {
+		case p.wake <- struct{}{}:
+		default:
+		}
+		return
+	}
+	var room [4]*parcel
+	for more := true; more; {
+		more, _ = p.release(c, room[:0])
 	}
 }
 
@@ -105,38 +110,41 @@ func (p *Plane) hold(c *curb, from *Neighbour, h wire.Hop, counted bool) {
 		c.q.Push(now, key, 1, len(h), x)
 	}
 	c.mu.Unlock()
-	if first {
-		p.kick()
+	if first || !p.serving.Load() {
+		p.stir(c)
 	}
 }
 
-// Serve lets the datagrams of throttled neighbours go at their rates until ctx ends; what waits then is dropped. Without it no
-// neighbour is throttled.
+// Serve lets what waits for throttled neighbours go the moment it is due, until ctx ends; what waits then is dropped. Without it
+// rates hold as well, but what waits leaves only when more comes.
 func (p *Plane) Serve(ctx context.Context) error {
-	if !p.serve(true) {
+	if !p.serving.CompareAndSwap(false, true) {
 		return errors.New("forward: Serve runs already for this plane")
 	}
-	defer p.serve(false)
+	defer func() {
+		p.serving.Store(false)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, n := range p.curbed {
+			n.curbed.drain()
+		}
+	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	batch := make([]*parcel, 0, shape.Batch)
+	room := make([]*parcel, 0, shape.Batch)
 	for ctx.Err() == nil {
 		p.mu.Lock()
 		curbed := p.curbed
 		p.mu.Unlock()
-		next, more := time.Duration(0), false // 0: nothing waits
+		again, next := false, time.Duration(0) // 0: nothing waits
 		for _, n := range curbed {
-			got, wait := n.curbed.due(p.now(), batch)
-			for i, x := range got {
-				p.letGo(x)
-				got[i] = nil
-			}
-			more = more || len(got) == cap(batch)
+			more, wait := p.release(n.curbed, room)
+			again = again || more
 			if wait > 0 && (next == 0 || wait < next) {
 				next = wait
 			}
 		}
-		if more {
+		if again {
 			continue
 		}
 		var due <-chan time.Time
@@ -153,35 +161,24 @@ func (p *Plane) Serve(ctx context.Context) error {
 	return nil
 }
 
-// serve puts all throttles in force, or out of it. It fails when they are.
-func (p *Plane) serve(on bool) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if on && p.serving {
-		return false
-	}
-	p.serving = on
-	for _, n := range p.curbed {
-		n.throttleLocked()
-		if !on {
-			n.curbed.drain()
-		}
-	}
-	return true
-}
-
-// due takes what may go now, and says how long the next one waits; 0 when there is none, or the batch is full.
-func (c *curb) due(now int64, batch []*parcel) ([]*parcel, time.Duration) {
+// release lets go a batch of what is due. It reports whether there may be more, or how long the next one waits; 0: there is none.
+func (p *Plane) release(c *curb, batch []*parcel) (more bool, wait time.Duration) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	now := p.now()
 	for len(batch) < cap(batch) {
-		x, ok, wait := c.q.Pop(now)
+		x, ok, ns := c.q.Pop(now)
 		if !ok {
-			return batch, time.Duration(wait)
+			wait = time.Duration(ns)
+			break
 		}
 		batch = append(batch, x)
 	}
-	return batch, 0
+	c.mu.Unlock()
+	for i, x := range batch {
+		p.letGo(x)
+		batch[i] = nil
+	}
+	return len(batch) == cap(batch), wait
 }
 
 func (c *curb) drain() {

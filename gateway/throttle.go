@@ -88,7 +88,10 @@ func (g *Gateway) Throttle(client ident.PublicKey, kbit uint32) {
 func (th *throttle) set(rate int64) {
 	h := th.of
 	h.mu.Lock()
-	th.rate.Store(rate)
+	if th.rate.Swap(rate) == rate {
+		h.mu.Unlock()
+		return
+	}
 	before := th.q.Len()
 	th.q.SetRate(h.now(), rate)
 	h.waiting += th.q.Len() - before
