@@ -60,6 +60,7 @@ var rooms = []struct {
 	{"lab/manifest", "", "a description of worlds that every driver reads"},
 	{"lab/manifests", "lab/manifest", "the worlds that are tests"},
 	{"lab/sim", "ident lab/manifest wire route", "many real routing cores in virtual time: the routing core alone, no socket"},
+	{"lab/economy", "ident ledger ledger/tx meter pay", "real tabs on a real ledger in virtual time; of meter only the tolerance, since what is counted is a model"},
 	{"lab/netns", "api lab/manifest lab/manifests ledger/bft/bftclient", "the real program from outside: it sees what a user sees, through api"},
 	{"lab/peers", "", "other systems to measure against share nothing with ours"},
 	{"lab/bench", "lab/netns lab/peers", "measures programs from outside"},

@@ -22,11 +22,12 @@ type labVerbs struct {
 }
 
 type labCmd struct {
-	Run   labRunCmd   `cmd:"" help:"Run a test world from a manifest and check what it expects."`
-	Demo  labDemoCmd  `cmd:"" help:"Show a neighbourhood of six nodes at work."`
-	Sim   labSimCmd   `cmd:"" help:"Simulate a world of many routing cores in virtual time. Needs no root."`
-	Bench labBenchCmd `cmd:"" help:"Measure Weft beside Yggdrasil, WireGuard and the kernel."`
-	Peer  labPeerCmd  `cmd:"" hidden:"" passthrough:"" help:"Run another system to measure against."`
+	Run     labRunCmd     `cmd:"" help:"Run a test world from a manifest and check what it expects."`
+	Demo    labDemoCmd    `cmd:"" help:"Show a neighbourhood of six nodes at work."`
+	Sim     labSimCmd     `cmd:"" help:"Simulate a world of many routing cores in virtual time. Needs no root."`
+	Economy labEconomyCmd `cmd:"" help:"Let honest and hostile households trade for a month in virtual time; who lost what? Needs no root."`
+	Bench   labBenchCmd   `cmd:"" help:"Measure Weft beside Yggdrasil, WireGuard and the kernel."`
+	Peer    labPeerCmd    `cmd:"" hidden:"" passthrough:"" help:"Run another system to measure against."`
 }
 
 type labRunCmd struct {
