@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/yggdrasil-network/yggdrasil-go/src/admin"
 	"github.com/yggdrasil-network/yggdrasil-go/src/core"
+	"github.com/yggdrasil-network/yggdrasil-go/src/multicast"
 
 	"weft/ident"
 )
@@ -126,6 +128,12 @@ func (p *Plane) adminAPI() (adminAPI, error) {
 			}
 			res.Peers = append(res.Peers, e)
 		}
+		for _, x := range p.Peers() {
+			if x.Carried { // the core does not count these among its links
+				res.Peers = append(res.Peers, admin.PeerEntry{URI: x.URI, Up: x.Up, Inbound: x.Inbound, IPAddress: addr(x.Key[:]), PublicKey: x.Key.String(),
+					Priority: carriedPriority, RXBytes: admin.DataUnit(x.Rx), TXBytes: admin.DataUnit(x.Tx), Uptime: x.Uptime.Seconds()})
+			}
+		}
 		slices.SortStableFunc(res.Peers, func(x, y admin.PeerEntry) int {
 			by := 0
 			switch strings.ToLower(req.SortBy) {
@@ -167,9 +175,41 @@ func (p *Plane) adminAPI() (adminAPI, error) {
 		return &admin.AddPeerResponse{}, p.AddPeer(withInterface(req.Uri, req.Sintf))
 	})
 	on(a, "removePeer", "Remove a peer from the peer list", []string{"uri", "interface"}, func(req *admin.RemovePeerRequest) (*admin.RemovePeerResponse, error) {
-		return &admin.RemovePeerResponse{}, p.RemovePeer(req.Uri)
+		return &admin.RemovePeerResponse{}, p.RemovePeer(withInterface(req.Uri, req.Sintf))
+	})
+	type tunState struct {
+		Enabled bool   `json:"enabled"`
+		Name    string `json:"name,omitempty"`
+		MTU     int    `json:"mtu,omitempty"`
+	}
+	on(a, "getTUN", "Show information about the node's TUN interface", nil, func(*struct{}) (tunState, error) {
+		return tunState{true, p.cfg.Device.Name(), p.cfg.Device.MTU()}, nil
+	})
+	type multicastStates struct {
+		Interfaces []multicast.MulticastInterfaceState `json:"multicast_interfaces"`
+	}
+	on(a, "getMulticastInterfaces", "Show which interfaces multicast is enabled on", nil, func(*struct{}) (multicastStates, error) {
+		return multicastStates{p.multicastStates()}, nil
 	})
 	return a, c.SetAdmin(a)
+}
+
+// multicastStates lists the interfaces that nodes are looked for on, each as the first group that matches it says.
+func (p *Plane) multicastStates() []multicast.MulticastInterfaceState {
+	out := []multicast.MulticastInterfaceState{}
+	if p.multi == nil {
+		return out
+	}
+	for name := range p.multi.Interfaces() {
+		for _, m := range p.cfg.Multicast {
+			if ok, err := regexp.MatchString(m.Regex, name); ok && err == nil && (m.Beacon || m.Listen) {
+				out = append(out, multicast.MulticastInterfaceState{Name: name, Beacon: m.Beacon, Listen: m.Listen, Password: m.Password != ""})
+				break
+			}
+		}
+	}
+	slices.SortFunc(out, func(x, y multicast.MulticastInterfaceState) int { return cmp.Compare(x.Name, y.Name) })
+	return out
 }
 
 // withInterface writes the interface to dial from into a URI.

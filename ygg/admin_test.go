@@ -53,7 +53,7 @@ func TestAdmin(t *testing.T) {
 	none := map[string]string{}
 	var list admin.ListResponse
 	ask("list", none, &list)
-	for _, want := range []string{"list", "getself", "getpeers", "getsessions", "gettree", "getpaths", "addpeer", "removepeer", "getnodeinfo"} {
+	for _, want := range []string{"list", "getself", "getpeers", "getsessions", "gettree", "getpaths", "addpeer", "removepeer", "getnodeinfo", "gettun", "getmulticastinterfaces"} {
 		found := false
 		for _, e := range list.List {
 			found = found || e.Command == want
@@ -90,6 +90,45 @@ func TestAdmin(t *testing.T) {
 	}
 	if fail := ask("removePeer", admin.RemovePeerRequest{Uri: uri}, &admin.RemovePeerResponse{}); !strings.Contains(fail, "no peer") {
 		t.Errorf("removing it twice: %q", fail)
+	}
+	// One peer by two interfaces is two links; one of them can go, or both.
+	dead := "tcp://127.0.0.1:9"
+	for _, dev := range []string{"", "lo"} {
+		if fail := ask("addPeer", admin.AddPeerRequest{Uri: dead, Sintf: dev}, &admin.AddPeerResponse{}); fail != "" {
+			t.Fatal(fail)
+		}
+	}
+	for _, c := range []struct {
+		dev  string
+		left int
+	}{{"lo", 1}, {"", 0}} {
+		if fail := ask("removePeer", admin.RemovePeerRequest{Uri: dead, Sintf: c.dev}, &admin.RemovePeerResponse{}); fail != "" {
+			t.Error(fail)
+		}
+		eventually(t, "the link is gone", func() bool { ask("getPeers", none, &peers); return len(peers.Peers) == c.left })
+	}
+	for _, dev := range []string{"", "lo"} {
+		ask("addPeer", admin.AddPeerRequest{Uri: dead, Sintf: dev}, &admin.AddPeerResponse{})
+	}
+	if err := n.RemovePeer(dead); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "both links are gone", func() bool { ask("getPeers", none, &peers); return len(peers.Peers) == 0 })
+	var tun struct {
+		Enabled bool
+		Name    string
+		MTU     int
+	}
+	ask("getTUN", none, &tun)
+	if !tun.Enabled || tun.Name != n.cfg.Device.Name() || tun.MTU != n.cfg.Device.MTU() {
+		t.Errorf("interface: %+v", tun)
+	}
+	var groups struct {
+		Interfaces []any `json:"multicast_interfaces"`
+	}
+	ask("getMulticastInterfaces", none, &groups)
+	if groups.Interfaces == nil || len(groups.Interfaces) != 0 {
+		t.Errorf("discovery is off, and the interfaces are %v", groups.Interfaces)
 	}
 	if fail := ask("dance", none, &none); !strings.Contains(fail, "unknown action") {
 		t.Errorf("an unknown request: %q", fail)

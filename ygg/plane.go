@@ -45,14 +45,14 @@ type Plane struct {
 
 	contacts contacts
 
-	mu      sync.Mutex        // guards what follows
-	asked   map[string]string // peers: URI without options → URI in full
-	carried map[*carried]bool // links over the mesh itself
+	mu      sync.Mutex          // guards what follows
+	asked   map[string][]string // peers: URI without options → in full, one for each interface to dial from
+	carried map[*carried]bool   // links over the mesh itself
 }
 
 // New starts a node. Nothing of it is left when it fails, or after Close or the end of Serve.
 func New(cfg Config) (_ *Plane, err error) {
-	p := &Plane{cfg: cfg, self: cfg.Agent.Public(), start: time.Now(), asked: map[string]string{}, carried: map[*carried]bool{}}
+	p := &Plane{cfg: cfg, self: cfg.Agent.Public(), start: time.Now(), asked: map[string][]string{}, carried: map[*carried]bool{}}
 	p.contacts.init(p)
 	var groups []multicast.SetupOption
 	for _, m := range cfg.Multicast {
@@ -219,33 +219,45 @@ func (p *Plane) AddPeer(uri string) error {
 		return fmt.Errorf("yggdrasil: peer %s: %w", bare(u), err)
 	}
 	p.mu.Lock()
-	p.asked[bare(u)] = uri
+	p.asked[bare(u)] = append(p.asked[bare(u)], uri)
 	p.mu.Unlock()
 	return nil
 }
 
-// RemovePeer ends a link that AddPeer asked for; options in the URI do not matter.
+// RemovePeer ends what AddPeer asked for: the link from the interface that the URI names, or all when it names none. Other
+// options in the URI do not matter.
 func (p *Plane) RemovePeer(uri string) error {
-	u, _, err := parse(uri)
+	u, only, err := parse(uri)
 	if err != nil {
 		return err
 	}
 	name := bare(u)
+	var gone, kept []string
 	p.mu.Lock()
-	full, ok := p.asked[name]
-	delete(p.asked, name)
+	for _, full := range p.asked[name] {
+		if _, dev, err := parse(full); err == nil && (only == "" || only == dev) {
+			gone = append(gone, full)
+		} else {
+			kept = append(kept, full)
+		}
+	}
+	if p.asked[name] = kept; len(kept) == 0 {
+		delete(p.asked, name)
+	}
 	p.mu.Unlock()
-	if !ok {
+	if len(gone) == 0 {
 		return fmt.Errorf("yggdrasil: there is no peer %s", name)
 	}
-	u, dev, err := parse(full)
-	if err != nil {
-		return err
+	for _, full := range gone {
+		u, dev, e := parse(full)
+		if e == nil {
+			e = p.core.RemovePeer(u, dev)
+		}
+		if e != nil && !errors.Is(e, net.ErrClosed) {
+			err = errors.Join(err, fmt.Errorf("yggdrasil: remove %s: %w", name, e))
+		}
 	}
-	if err := p.core.RemovePeer(u, dev); err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("yggdrasil: remove %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 // Peers lists all links.
