@@ -164,6 +164,8 @@ var endpoints = []endpoint{
 		serve: with(func(b Backend, r *http.Request, req WalletRequest) (Wallet, error) {
 			return purse(b.SetWallet(r.Context(), req))
 		})},
+	{method: "POST", path: "/v1/wallet/settle", summary: "Claim now what others have promised.", response: Wallet{}, changes: true,
+		serve: one(func(b Backend, r *http.Request) (Wallet, error) { return purse(b.SettleWallet(r.Context())) })},
 	{method: "GET", path: "/v1/wallet/bill", summary: "The bill of a month, such as ?month=2026-11.", response: []BillLine{}, changes: true,
 		serve: list(func(b Backend, r *http.Request) ([]BillLine, error) { return b.Bill(r.Context(), r.FormValue("month")) })},
 	{method: "GET", path: "/v1/wallet/audit", summary: "Check the bills again.", response: WalletAudit{}, changes: true,

@@ -11,6 +11,8 @@ type Purse interface {
 	Wallet(ctx context.Context) (Wallet, error)
 	// SetWallet changes what the node may spend by itself.
 	SetWallet(ctx context.Context, req WalletRequest) (Wallet, error)
+	// SettleWallet claims at the ledger now what others have promised; by itself the node does so once a day.
+	SettleWallet(ctx context.Context) (Wallet, error)
 	// Bill returns the lines of a calendar month (UTC), such as 2026-11; an empty month is this one.
 	Bill(ctx context.Context, month string) ([]BillLine, error)
 	// AuditWallet checks all lines, vouchers and receipts again against this node's own counters.
@@ -125,6 +127,10 @@ func (c *Client) Wallet(ctx context.Context) (Wallet, error) {
 
 func (c *Client) SetWallet(ctx context.Context, req WalletRequest) (Wallet, error) {
 	return call[Wallet](ctx, c, "PUT", "/v1/wallet", req)
+}
+
+func (c *Client) SettleWallet(ctx context.Context) (Wallet, error) {
+	return call[Wallet](ctx, c, "POST", "/v1/wallet/settle", nil)
 }
 
 func (c *Client) Bill(ctx context.Context, month string) ([]BillLine, error) {

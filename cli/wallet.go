@@ -16,6 +16,7 @@ type walletCmd struct {
 	Status walletStatusCmd `cmd:"" default:"1" help:"Show what is left of the month, what was used and earned, and who owes what."`
 	Cap    walletCapCmd    `cmd:"" help:"Say what the internet may cost in a month; what is within it is paid without asking."`
 	Bill   walletBillCmd   `cmd:"" help:"Show the bill of a month, with the meter readings behind each line."`
+	Settle walletSettleCmd `cmd:"" help:"Claim at the ledger now what others have promised; by itself the node does so once a day."`
 	Audit  walletAuditCmd  `cmd:"" help:"Check all bills, vouchers and receipts again against this node's own counters."`
 	Send   walletSendCmd   `cmd:"" help:"Give money to another member."`
 	Log    walletLogCmd    `cmd:"" help:"Show what came and went."`
@@ -119,6 +120,19 @@ func (c *walletCapCmd) Run(e *env) error {
 		} else {
 			e.say("Up to %s credits a month are paid without asking.", credits(sum))
 		}
+	}
+	return e.printWallet(w)
+}
+
+type walletSettleCmd struct{}
+
+func (c *walletSettleCmd) Run(e *env) error {
+	w, err := e.node().SettleWallet(e.ctx)
+	if err != nil {
+		return err
+	}
+	if !e.json {
+		e.say("What others have promised is claimed.")
 	}
 	return e.printWallet(w)
 }

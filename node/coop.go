@@ -70,7 +70,7 @@ type coop struct {
 	run  chan struct{} // tells serve of another file
 	last error         // why the ledger could not be asked
 
-	warned    []string // what the owner must know
+	warned []string // what the owner must know
 
 	light lightClient
 	names *naming
@@ -340,7 +340,9 @@ func (c *coop) follow(ctx context.Context) {
 		next := time.Minute
 		if err := c.verify(ctx); err != nil {
 			next = 5 * time.Second
-			if ctx.Err() == nil && !c.keeps() {
+			if c.keeps() { // its own engine is starting
+				next = 300 * time.Millisecond
+			} else if ctx.Err() == nil {
 				c.fail(err)
 			}
 		} else if !c.keeps() {

@@ -18,6 +18,7 @@ import (
 
 	"weft/api"
 	"weft/config"
+	"weft/forward"
 	"weft/gateway"
 	"weft/ident"
 	"weft/ledger"
@@ -86,10 +87,11 @@ func newTabs(n *Node) *tabs {
 // serve keeps tabs in a community until ctx ends.
 func (t *tabs) serve(ctx context.Context, f coopFile) error {
 	t.recall()
+	t.isMember(t.n.self) // the first to be asked for
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { t.watch(ctx) })
-	for t.rules.Load() == nil { // what things cost is the members' to say
+	for t.rules.Load() == nil || !t.members.knows(t.n.self) { // what things cost, and whether this node is paid, is the members' to say
 		select {
 		case <-ctx.Done():
 			return nil
@@ -381,6 +383,13 @@ func (r *register) note(now time.Time, k ident.PublicKey, member bool) bool {
 	return was != member
 }
 
+func (r *register) knows(k ident.PublicKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.known[k]
+	return s != nil && (s.member || !s.at.IsZero())
+}
+
 func (r *register) list() (l []ident.PublicKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -411,7 +420,8 @@ type counters struct {
 	mu      sync.Mutex // guards what follows
 	epoch   uint64     // of this process
 	stints  map[ident.PublicKey]*stint
-	carried map[haulKey]*carried
+	carried map[accountKey]*carried
+	hauls   map[uint32]*haulage // by the index of the link
 	peaks   map[pay.ID]*peak
 }
 
@@ -423,21 +433,30 @@ type stint struct {
 	gap        bool
 }
 
-type haulKey struct {
+type accountKey struct {
 	peer ident.PublicKey
 	role pay.Role
 }
 
-// carried sums up the links to one neighbour.
+// carried sums up the links to one neighbour in one role.
 type carried struct {
-	links map[uint32]*haulage
 	sum   [2]uint64 // sent, received
 	shown bool
 }
 
+// haulKey names a counter of a link.
+type haulKey struct {
+	dest ident.NodeID
+	hops uint8
+	sent bool
+}
+
+// haulage is one link: what its counters were, and what was carried over it at this node's cost and for its benefit.
 type haulage struct {
-	pay.Carried
-	last [2]uint64
+	last               map[haulKey]uint64
+	pays, earns        map[haulKey]pay.Haul
+	paid, earned       pay.Carried
+	paidSum, earnedSum [2]uint64
 }
 
 // peak is the most that an account moved in a second.
@@ -449,7 +468,8 @@ type peak struct {
 
 func (c *counters) init(t *tabs) {
 	c.t, c.epoch = t, rand.Uint64()
-	c.stints, c.carried, c.peaks = map[ident.PublicKey]*stint{}, map[haulKey]*carried{}, map[pay.ID]*peak{}
+	c.stints, c.carried, c.peaks = map[ident.PublicKey]*stint{}, map[accountKey]*carried{}, map[pay.ID]*peak{}
+	c.hauls = map[uint32]*haulage{}
 }
 
 // Readings implements pay.Meter.
@@ -521,74 +541,90 @@ func (c *counters) carryLocked(view *meter.View) {
 		hop, _ := table.Route(dest)
 		return int(hop.Hops)
 	}
+	_, serves := gateways[self]
 	seen := map[uint32]bool{}
 	for _, l := range r.linkList() {
 		peer, nb := l.Peer(), l.Neighbour()
 		seen[nb.Index()] = true
 		nb.Throttle(c.t.slowed(peer.ID())) // also of links that came after the verdict
+		h := c.hauls[nb.Index()]
+		if h == nil {
+			h = &haulage{last: map[haulKey]uint64{}, pays: map[haulKey]pay.Haul{}, earns: map[haulKey]pay.Haul{}}
+			c.hauls[nb.Index()] = h
+		}
 		ratio, ok := delivered[peer.ID()]
 		if !ok {
 			ratio = 1000
 		}
-		var pays, earns map[ident.NodeID]pay.Haul // this node on the gateway's side of the link; on the user's
-		add := func(m *map[ident.NodeID]pay.Haul, h pay.Haul) {
-			if h.Relays <= 0 {
-				return
-			}
-			if *m == nil {
-				*m = map[ident.NodeID]pay.Haul{}
-			}
-			(*m)[h.Dest] = h
-		}
-		// Uploads to a gateway are counted by how many relays they have passed, so each number is an entry of its own: the key is
-		// made of both, and is nobody's id.
-		upload := func(dest ident.NodeID, hops uint8) ident.NodeID { return dest ^ ident.NodeID(hops)<<56 }
 		for _, f := range nb.Handed() {
-			if f.Class != wire.ClassGateway || f.Dest == 0 {
-				continue
-			}
-			if _, up := gateways[f.Dest]; up {
-				add(&earns, pay.Haul{Dest: upload(f.Dest, f.Hops), Sent: f.Bytes, Relays: int(f.Hops), Delivered: 1000})
-			} else {
-				add(&pays, pay.Haul{Dest: f.Dest, Sent: f.Bytes, Relays: hops(f.Dest) - 1, Delivered: ratio})
+			_, up := gateways[f.Dest]
+			switch n := h.more(f.Flow, true); {
+			case n == 0:
+			case up:
+				haul(h.earns, f.Flow, n, 0, int(f.Hops), 1000)
+			case f.Hops > 0 || serves: // what a user sends itself is nobody's download
+				haul(h.pays, f.Flow, n, 0, hops(f.Dest)-1, ratio)
 			}
 		}
 		for _, f := range nb.Flows() {
-			if f.Class != wire.ClassGateway || f.Dest == 0 {
-				continue
-			}
-			if _, up := gateways[f.Dest]; up {
-				add(&pays, pay.Haul{Dest: upload(f.Dest, f.Hops), Recv: f.Bytes, Relays: int(f.Hops)})
-			} else if f.Dest != self {
-				add(&earns, pay.Haul{Dest: f.Dest, Recv: f.Bytes, Relays: hops(f.Dest)})
+			_, up := gateways[f.Dest]
+			switch n := h.more(f, false); {
+			case n == 0:
+			case up:
+				haul(h.pays, f, 0, n, int(f.Hops), 0)
+			case f.Dest != self:
+				haul(h.earns, f, 0, n, hops(f.Dest), 0)
 			}
 		}
-		c.haulLocked(haulKey{peer, pay.Payer}, nb.Index(), pays)
-		c.haulLocked(haulKey{peer, pay.Payee}, nb.Index(), earns)
+		c.sumLocked(accountKey{peer, pay.Payer}, &h.paid, &h.paidSum, h.pays)
+		c.sumLocked(accountKey{peer, pay.Payee}, &h.earned, &h.earnedSum, h.earns)
 	}
-	for _, k := range c.carried {
-		maps.DeleteFunc(k.links, func(i uint32, _ *haulage) bool { return !seen[i] })
-	}
+	maps.DeleteFunc(c.hauls, func(i uint32, _ *haulage) bool { return !seen[i] })
 }
 
-func (c *counters) haulLocked(k haulKey, link uint32, hauls map[ident.NodeID]pay.Haul) {
+// more is what one of the link's counters has gained. What it is worth is judged as things stand now: who is a gateway and how far
+// away changes, and what was carried before is not counted a second time for that.
+func (h *haulage) more(f forward.Flow, sent bool) uint64 {
+	if f.Class != wire.ClassGateway || f.Dest == 0 {
+		return 0
+	}
+	k := haulKey{f.Dest, f.Hops, sent}
+	n := f.Bytes - min(h.last[k], f.Bytes)
+	h.last[k] = f.Bytes
+	return n
+}
+
+func haul(m map[haulKey]pay.Haul, f forward.Flow, sent, recv uint64, relays, delivered int) {
+	k := haulKey{f.Dest, f.Hops, sent > 0}
+	h := m[k]
+	h.Sent += sent
+	h.Recv += recv
+	h.Relays, h.Delivered = relays, delivered
+	m[k] = h
+}
+
+// sumLocked adds what a link has gained to its neighbour's account.
+func (c *counters) sumLocked(k accountKey, sums *pay.Carried, last *[2]uint64, hauls map[haulKey]pay.Haul) {
+	list := make([]pay.Haul, 0, len(hauls))
+	for k, h := range hauls { // Carried tells hauls apart by an id: that of a node, its hops and the direction is nobody's
+		h.Dest = k.dest ^ ident.NodeID(k.hops)<<56
+		if k.sent {
+			h.Dest = ^h.Dest
+		}
+		list = append(list, h)
+	}
+	sent, recv := sums.Add(c.epoch, list)
 	s := c.carried[k]
 	if s == nil {
-		if len(hauls) == 0 {
+		if sent+recv == 0 {
 			return
 		}
-		s = &carried{links: map[uint32]*haulage{}}
+		s = &carried{}
 		c.carried[k] = s
 	}
-	h := s.links[link]
-	if h == nil {
-		h = &haulage{}
-		s.links[link] = h
-	}
-	sent, recv := h.Add(c.epoch, slices.Collect(maps.Values(hauls)))
-	s.sum[0] += sent - h.last[0]
-	s.sum[1] += recv - h.last[1]
-	h.last = [2]uint64{sent, recv}
+	s.sum[0] += sent - last[0]
+	s.sum[1] += recv - last[1]
+	*last = [2]uint64{sent, recv}
 }
 
 func (c *counters) listLocked(now time.Time) []pay.Reading {

@@ -135,6 +135,16 @@ func (n *Node) SetWallet(ctx context.Context, r api.WalletRequest) (api.Wallet, 
 	return n.Wallet(ctx)
 }
 
+// SettleWallet implements api.Purse.
+func (n *Node) SettleWallet(ctx context.Context) (api.Wallet, error) {
+	if p := n.tabs.pay.Load(); p != nil {
+		if err := p.Claim(ctx, time.Now()); err != nil {
+			return api.Wallet{}, api.Errorf(api.CodeBadRequest, "not all could be claimed: %v", plain(err)).WithHint("nothing is lost: it is tried again each day, and before a tab ends")
+		}
+	}
+	return n.Wallet(ctx)
+}
+
 // bill returns the lines of a month.
 func (n *Node) bill(now time.Time, month string) ([]pay.Line, error) {
 	p := n.tabs.pay.Load()

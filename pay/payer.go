@@ -34,23 +34,24 @@ type debit struct {
 	debitRecord
 	tab *tx.Tab // &Tab, nil when there is none
 
-	quotes   []offered // announced
-	refused  uint64    // price above the owner's
-	status   DebtStatus
-	heard    time.Time
-	gap      bool
-	moved    time.Time
-	signedAt time.Time
-	sentAt   time.Time
-	askedAt  time.Time
-	anchorAt time.Time
-	anchorID uint32
-	tries    uint
-	anchor   []byte
-	wants    bool
-	openAt   time.Time // when to try again to open a tab
-	opens    uint      // tries
-	lookAt   time.Time // when to look at the tab again
+	quotes     []offered // announced
+	refused    uint64    // price above the owner's
+	status     DebtStatus
+	heard      time.Time
+	heardBytes uint64 // Bytes then
+	gap        bool
+	moved      time.Time
+	signedAt   time.Time
+	sentAt     time.Time
+	askedAt    time.Time
+	anchorAt   time.Time
+	anchorID   uint32
+	tries      uint
+	anchor     []byte
+	wants      bool
+	openAt     time.Time // when to try again to open a tab
+	opens      uint      // tries
+	lookAt     time.Time // when to look at the tab again
 
 	staged          *tx.Voucher
 	stagedRec       *debitRecord
@@ -188,7 +189,7 @@ func (p *Pay) hearStatus(now time.Time, peer ident.PublicKey, m *DebtStatus) boo
 	if m.Number < d.status.Number && now.Sub(d.heard) < 5*time.Second {
 		return false
 	}
-	d.status, d.heard = *m, now
+	d.status, d.heard, d.heardBytes = *m, now, d.Bytes
 	p.priceLocked(d, m.Quote, now)
 	if d.tab != nil && m.Tab == d.Tab.ID && m.Epoch == d.Epoch() && m.Seq < d.Voucher.Seq && now.Sub(d.sentAt) >= 2*time.Second {
 		d.send = true // it was lost
@@ -231,8 +232,11 @@ func (p *Pay) wantsLocked(d *debit, now time.Time) bool {
 	if d.Quote.Seq == 0 || d.Quote.Price == 0 && d.owed() == 0 {
 		return false
 	}
-	if d.owed() > 0 && now.Sub(d.heard) > claimFresh && now.Sub(d.askedAt) >= 10*time.Second {
-		d.askedAt = now // what is owed is not said any more, or was not since a restart
+	// What is owed is not said any more, or was not since a restart. Where the payee has forgiven, this node's own count stays above
+	// what is wanted: as long as nothing moves there is nothing to ask.
+	fresh := now.Sub(d.heard) <= claimFresh
+	if d.owed() > 0 && !fresh && (d.heard.IsZero() || d.status.Owed > 0 || d.Bytes != d.heardBytes) && now.Sub(d.askedAt) >= 10*time.Second {
+		d.askedAt = now
 		p.sendLocked(d.Peer, &Ask{d.Service})
 	}
 	if d.tab == nil {
@@ -244,8 +248,8 @@ func (p *Pay) wantsLocked(d *debit, now time.Time) bool {
 		return false
 	}
 	d.opens = 0
-	known := d.status.Tab == d.Tab.ID && d.status.Epoch == d.Tab.Epoch && now.Sub(d.heard) <= claimFresh
-	if d.status.Asks&AskAnchor != 0 && now.Sub(d.heard) <= claimFresh || !known && d.owed() > 0 && !d.heard.IsZero() {
+	known := d.status.Tab == d.Tab.ID && d.status.Epoch == d.Tab.Epoch && fresh
+	if fresh && (d.status.Asks&AskAnchor != 0 || !known && d.owed() > 0) { // else the answer to Ask will tell: a proof costs the payee much
 		p.sendAnchorLocked(d, now)
 	} else if known {
 		d.tries = 0

@@ -46,6 +46,21 @@ func (p *Pay) Settle(ctx context.Context, now time.Time) error {
 	return errors.Join(p.settlePayee(ctx, now), p.settlePayer(ctx, now))
 }
 
+// Claim presents the newest voucher of every tab now, instead of once a day.
+func (p *Pay) Claim(ctx context.Context, now time.Time) error {
+	if p.cfg.Settler == nil {
+		return nil
+	}
+	p.settling.Lock()
+	defer p.settling.Unlock()
+	p.mu.Lock()
+	for _, h := range p.heldTabsLocked() {
+		h.claimAt = time.Time{}
+	}
+	p.mu.Unlock()
+	return p.settlePayee(ctx, now)
+}
+
 // change alters accounts and tabs while nothing is being written, and then writes what write returns.
 func (p *Pay) change(f func() []Entry) error {
 	p.writing.Lock()
