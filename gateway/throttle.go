@@ -10,6 +10,7 @@ import (
 
 	"weft/ident"
 	"weft/shape"
+	"weft/tun"
 )
 
 // A client that owes gets no more than its throttle lets pass, both directions together. What is over waits in a queue of its own
@@ -114,7 +115,7 @@ func (th *throttle) put(it *item) {
 	it.held = true
 	var p packet
 	p.parse(it.pkt.Data, true) // on an error the key is what could be read, which is the same for all like it
-	key, size := maphash.Comparable(h.seed, p.key), len(it.pkt.Data)+billed
+	key, size := maphash.Comparable(h.seed, p.key), it.billed()
 	now := h.now()
 	h.mu.Lock()
 	before := th.q.Len()
@@ -139,6 +140,18 @@ func (th *throttle) put(it *item) {
 	if first {
 		h.kick()
 	}
+}
+
+// billed is how many bytes a packet or super-packet is billed.
+func (it *item) billed() int {
+	p := &it.pkt
+	if p.SegSize != 0 {
+		if hdr, ok := tun.HeaderLen(p.Data); ok {
+			n := (len(p.Data) - hdr + int(p.SegSize) - 1) / int(p.SegSize)
+			return len(p.Data) + (n-1)*hdr + n*billed
+		}
+	}
+	return len(p.Data) + billed
 }
 
 // serve lets go what has become due until ctx ends; what waits then is dropped.
