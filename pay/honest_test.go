@@ -361,3 +361,32 @@ func TestCarriage(t *testing.T) {
 		p.mustAudit()
 	}
 }
+
+// A debt that the payee has forgiven stays in the payer's own count. Nobody talks about it as long as nothing moves: a proof of a
+// tab costs its payee many signatures.
+func TestQuiet(t *testing.T) {
+	w := newWorld(t)
+	user, gw := w.add(), w.add()
+	f := w.flow(user, gw, Internet, 12_500_000)
+	w.run(time.Minute)
+	f.rate = 0
+	w.run(time.Minute)
+	if f.debit().owed() <= 0 || f.credit().owed() > 0 {
+		t.Fatalf("the payer owes %d by its own count, %d by the payee's: nothing was forgiven", f.debit().owed(), f.credit().owed())
+	}
+	sent := 0
+	count := func(_ *peer, b []byte) []byte { sent++; return b }
+	user.filter, gw.filter = count, count
+	w.run(20 * time.Minute)
+	if sent > 0 {
+		t.Errorf("%d messages in 20 minutes in which nothing moved", sent)
+	}
+	f.rate = 12_500_000 // it goes on as before, without a proof
+	proofs := 0
+	gw.pay.cfg.VerifyAnchor = func(b []byte) (tx.Tab, time.Time, error) { proofs++; return verifyAnchor(b) }
+	before := f.promised()
+	w.run(time.Minute)
+	if f.promised() <= before || f.slow > 0 || proofs > 0 {
+		t.Errorf("promised %d, was %d; %d bytes slow, %d proofs", f.promised(), before, f.slow, proofs)
+	}
+}
