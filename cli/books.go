@@ -286,10 +286,13 @@ func day(t int64) string {
 }
 
 type coopDepositCmd struct {
-	Member    string `arg:"" help:"Whose account: number, name or key."`
+	To        string `arg:"" help:"Whose account: number, name or key; with --fund, a fund."`
 	Amount    string `arg:"" help:"Credits, such as 20.00."`
 	Reference string `arg:"" help:"Of the receipt, the transfer, the message."`
 	By        string `enum:"cash,bank,mobile" default:"cash" help:"cash, bank or mobile."`
+	Fund      bool   `help:"Into a fund: a gift, a grant or, with --class, income."`
+	Class     uint8  `placeholder:"1-8" help:"With --fund: income from business with others than members, in this margin class."`
+	Last      bool   `help:"With --fund: of the fiscal period before, whose books are still open."`
 }
 
 func (c *coopDepositCmd) Run(e *env) error {
@@ -301,15 +304,22 @@ func (c *coopDepositCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	body := &tx.Deposit{Amount: amount, Way: way, Reference: c.Reference}
-	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
-		mb, err := findMember(m, c.Member)
+	if !c.Fund && (c.Class != 0 || c.Last) {
+		return usageError{fmt.Errorf("--class and --last go with --fund")}
+	}
+	body := &tx.Deposit{Amount: amount, Way: way, Class: c.Class, Last: c.Last, Reference: c.Reference}
+	if err := e.books(func(m *ledger.Machine, _ time.Time) (err error) {
+		if c.Fund {
+			body.Fund, err = findFund(m, c.To)
+			return err
+		}
+		mb, err := findMember(m, c.To)
 		body.Member = mb.ID
 		return err
 	}); err != nil {
 		return err
 	}
-	return e.entry(body, "%s credits for %s", credits(amount), clean(c.Member))
+	return e.entry(body, "%s credits for %s", credits(amount), clean(c.To))
 }
 
 // entry sends an entry of the treasury and says whether it waits for a second person.

@@ -31,6 +31,12 @@ type coopCmd struct {
 	Apply     coopApplyCmd     `cmd:"" help:"Ask to become a member, with a member's word."`
 	Vouch     coopVouchCmd     `cmd:"" help:"Speak for an applicant."`
 	Leave     coopLeaveCmd     `cmd:"" help:"End one's membership."`
+	Rename    coopRenameCmd    `cmd:"" help:"Change your name in the register."`
+	Rekey     coopRekeyCmd     `cmd:"" help:"Give a membership a new key, when the old one is lost or stolen."`
+	Agree     coopAgreeCmd     `cmd:"" help:"Sign with this node's key, for a member who sends it."`
+	Act       coopActCmd       `cmd:"" help:"Say which further keys may propose and vote for your household or organisation."`
+	Name      coopNameCmd      `cmd:"" help:"Names of the community, LABEL.COMMUNITY.weft."`
+	Node      coopNodeCmd      `cmd:"" help:"Which nodes are whose, and which are gateways and relays."`
 	Members   coopMembersCmd   `cmd:"" help:"Show members and applicants."`
 	Bylaws    coopBylawsCmd    `cmd:"" help:"Show the rules in force."`
 	Propose   coopProposeCmd   `cmd:"" help:"Put a question to the members."`
@@ -50,6 +56,19 @@ type coopCmd struct {
 	Entries   coopEntriesCmd   `cmd:"" help:"Show the treasury's entries and which wait for a second person."`
 
 	Countersign coopCountersignCmd `cmd:"" help:"Sign an entry of the treasury as the second person."`
+
+	Cancel    coopCancelCmd    `cmd:"" help:"Take back an entry or a payout that waits."`
+	Reverse   coopReverseCmd   `cmd:"" help:"Book the opposite of a wrong entry (treasurers)."`
+	ShareBill coopShareBillCmd `cmd:"" help:"Divide a bill among members by use (treasurers)."`
+	Give      coopGiveCmd      `cmd:"" help:"Give money of your account to a fund."`
+	Shares    coopSharesCmd    `cmd:"" help:"Show, buy and give back shares in the community."`
+	Capital   coopCapitalCmd   `cmd:"" help:"Show what capital members have in the community, by year."`
+	Claim     coopClaimCmd     `cmd:"" help:"Take what waits for you as a former member into your account."`
+	Tab       coopTabCmd       `cmd:"" help:"Show and change tabs by hand; nodes keep theirs by themselves."`
+
+	Treasurers coopTreasurersCmd `cmd:"" help:"Show who is treasurer."`
+	Blocked    coopBlockedCmd    `cmd:"" help:"Show the nodes that the members have blocked."`
+	Resign     coopResignCmd     `cmd:"" help:"Take the validators that you run out of the set."`
 
 	Allocate coopAllocateCmd `cmd:"" help:"Show how the surplus of a fiscal period is divided."`
 	Export   coopExportCmd   `cmd:"" help:"Write the whole books as CSV or for Beancount."`
@@ -195,6 +214,17 @@ func (e *env) printCoop(s api.Coop) error {
 	} else if s.Height > 0 {
 		e.say("You        no member yet. A member signs for your key (weft coop sponsor KEY), then: weft coop apply --name NAME WORD")
 	}
+	if len(s.Names) > 0 {
+		e.say("Names      %s", clean(strings.Join(s.Names, " ")))
+	}
+	if s.Registered != "" {
+		e.say("This node  %s", clean(s.Registered))
+	}
+	defer func() {
+		for _, w := range s.Warnings {
+			e.say("\nWarning: %s", clean(w))
+		}
+	}()
 	if s.Member > 0 {
 		e.say("Account    %s credits, %s more can be spent%s", credits(s.Balance), credits(s.Balance+s.Limit), map[bool]string{true: "", false: " (not verified yet)"}[s.Verified])
 	}
@@ -472,233 +502,6 @@ func (c *coopBylawsCmd) Run(e *env) error {
 		e.say("Version %d. To change a rule: weft coop propose --set RULE=VALUE", p.Version)
 		return nil
 	})
-}
-
-type coopProposeCmd struct {
-	Title     string   `help:"In a line."`
-	Text      string   `help:"Reasons."`
-	Set       []string `sep:"none" placeholder:"RULE=VALUE" help:"Rules to change; all of one kind, bylaws or tariff."`
-	Validator string   `placeholder:"KEY@NODE" help:"Make an engine a validator: its key, @, and the node that it runs on; see weft ledger status there."`
-	Operator  string   `help:"The member who runs it."`
-	Remove    string   `placeholder:"KEY" help:"Take a validator out."`
-	Treasurer string   `placeholder:"MEMBER" help:"Elect a treasurer."`
-	Admit     string   `placeholder:"APPLICANT" help:"Make an applicant a member."`
-	Suspend   string   `placeholder:"MEMBER" help:"Suspend a member."`
-	Days      uint32   `default:"30" help:"For so long."`
-	Expel     string   `placeholder:"MEMBER" help:"Expel a member."`
-	Reinstate string   `placeholder:"MEMBER" help:"End a suspension."`
-	Budget    string   `placeholder:"FUND=AMOUNT" help:"Let the treasurers spend so much of a fund; --title says for what. --cost makes it a cost of the year."`
-	Cost      bool     `help:"With --budget: what is spent is a cost of the fiscal period, not an investment."`
-	Fund      string   `placeholder:"NAME" help:"Begin a fund."`
-	Move      string   `placeholder:"FUND:FUND=AMOUNT" help:"Move money from one fund to another."`
-	Line      string   `placeholder:"NAME=FEE" help:"Make a line of the tariff with a flat fee; --per-gb adds a price by use, --into names its fund."`
-	PerGB     string   `name:"per-gb" placeholder:"PRICE" help:"With --line: credits per GB."`
-	Into      string   `default:"operating" help:"With --line: the fund that it pays into."`
-	Credit    string   `placeholder:"MEMBER=LIMIT" help:"Give a member a credit limit of its own."`
-	Block     string   `placeholder:"NODE" help:"Let no member's node route for this node, a key."`
-	From      string   `help:"When it takes effect if it passes, like 2027-01-01; at once when left out."`
-}
-
-func (c *coopProposeCmd) Run(e *env) error {
-	for _, t := range []struct {
-		flag, text string
-		most       int
-	}{{"--title", c.Title, 100}, {"--text", c.Text, 2000}} {
-		if len(t.text) > t.most {
-			return usageError{fmt.Errorf("%s has %d bytes, and %d is the most", t.flag, len(t.text), t.most)}
-		}
-	}
-	body := &tx.Propose{Title: c.Title, Text: c.Text}
-	if c.From != "" {
-		at, err := time.ParseInLocation("2006-01-02", c.From, time.Local)
-		if err != nil {
-			return usageError{fmt.Errorf("--from %s: written like 2027-01-01", c.From)}
-		}
-		body.From = at.Unix()
-	}
-	if err := e.books(func(m *ledger.Machine, now time.Time) (err error) {
-		body.Action, err = c.action(e, m)
-		if body.Title == "" && err == nil {
-			body.Title = describeAction(m, body.Action)
-		}
-		return err
-	}); err != nil {
-		return err
-	}
-	r, err := e.send(body)
-	if err != nil {
-		return err
-	}
-	if e.json {
-		return e.printResult(r)
-	}
-	id := "?"
-	if len(r.Data) == 8 {
-		id = fmt.Sprint(binary.BigEndian.Uint64(r.Data))
-	}
-	e.say("Proposal %s stands. How it goes: weft coop proposals. To vote: weft coop vote %s yes", id, id)
-	return nil
-}
-
-// action makes the one thing that the flags ask for.
-func (c *coopProposeCmd) action(e *env, m *ledger.Machine) (tx.Action, error) {
-	var acts []tx.Action
-	var err error
-	member := func(text string) uint64 {
-		mb, ferr := findMember(m, text)
-		if ferr != nil {
-			err = cmp.Or(err, ferr)
-		}
-		return mb.ID
-	}
-	keyOf := func(text string) ident.PublicKey {
-		k, perr := ident.ParsePublicKey(text)
-		if perr != nil {
-			err = cmp.Or(err, error(usageError{fmt.Errorf("%q is no key of 64 hex digits", text)}))
-		}
-		return k
-	}
-	if len(c.Set) > 0 {
-		p := m.Params()
-		var settings []tx.Setting
-		kinds := map[tx.Decision]bool{}
-		for _, s := range c.Set {
-			name, value, ok := strings.Cut(s, "=")
-			rule, known := p.Find(name)
-			if !ok {
-				return nil, usageError{fmt.Errorf("--set %s: written like --set vote.window=604800", s)}
-			}
-			if !known {
-				return nil, usageError{fmt.Errorf("--set %s: there is no such rule; see: weft coop bylaws", s)}
-			}
-			if err := p.Set(name, value); err != nil {
-				return nil, usageError{err}
-			}
-			kinds[rule.Class] = true
-			settings = append(settings, tx.Setting{Name: name, Value: value})
-		}
-		switch {
-		case len(kinds) > 1:
-			return nil, usageError{fmt.Errorf("bylaws and tariff are decided apart: make two proposals")}
-		case kinds[tx.DecideTariff]:
-			acts = append(acts, &tx.ActTariff{Settings: settings})
-		default:
-			acts = append(acts, &tx.ActBylaws{Settings: settings})
-		}
-	}
-	if c.Validator != "" {
-		k, node, ok := strings.Cut(c.Validator, "@")
-		if !ok {
-			return nil, usageError{fmt.Errorf("--validator %s: written like KEY@NODEKEY; weft ledger status on that machine shows both", c.Validator)}
-		}
-		if c.Operator == "" {
-			return nil, usageError{fmt.Errorf("say which member runs the validator: --operator MEMBER")}
-		}
-		acts = append(acts, &tx.ActValidators{Changes: []tx.ValidatorChange{{Key: keyOf(k), Operator: member(c.Operator), Node: keyOf(node)}}})
-	}
-	if c.Remove != "" {
-		acts = append(acts, &tx.ActValidators{Changes: []tx.ValidatorChange{{Key: keyOf(c.Remove), Remove: true}}})
-	}
-	if c.Treasurer != "" {
-		acts = append(acts, &tx.ActElection{Member: member(c.Treasurer)})
-	}
-	if c.Admit != "" {
-		k, err := findApplicant(m, c.Admit)
-		if err != nil {
-			return nil, err
-		}
-		acts = append(acts, &tx.ActAdmission{Applicant: k})
-	}
-	for _, s := range []struct {
-		who  string
-		step tx.Step
-	}{{c.Suspend, tx.Suspend}, {c.Expel, tx.Expel}, {c.Reinstate, tx.Reinstate}} {
-		if s.who != "" {
-			a := &tx.ActStanding{Member: member(s.who), Step: s.step}
-			if s.step == tx.Suspend {
-				a.Days = c.Days
-			}
-			acts = append(acts, a)
-		}
-	}
-	books, berr := c.measures(m)
-	if berr != nil {
-		return nil, berr
-	}
-	acts = append(acts, books...)
-	if c.Credit != "" {
-		name, text, _ := strings.Cut(c.Credit, "=")
-		mb, ferr := findMember(m, name)
-		limit, perr := parseCredits(text)
-		if ferr != nil || perr != nil {
-			return nil, usageError{cmp.Or(ferr, perr)}
-		}
-		acts = append(acts, &tx.ActCredit{Member: mb.ID, Class: uint8(mb.Class), Grant: limit, Solidarity: mb.Aid})
-	}
-	if c.Block != "" {
-		acts = append(acts, &tx.ActBlock{Changes: []tx.BlockChange{{Node: keyOf(c.Block)}}})
-	}
-	switch {
-	case err != nil:
-		return nil, err
-	case c.Operator != "" && c.Validator == "":
-		return nil, usageError{fmt.Errorf("--operator goes with --validator")}
-	case len(acts) > 1:
-		return nil, usageError{fmt.Errorf("one proposal decides one thing: make %d", len(acts))}
-	case len(acts) == 1:
-		return acts[0], nil
-	case c.Title == "":
-		return nil, usageError{fmt.Errorf("say what is to be decided: --title for a text, --set for a rule, or another; see: weft coop propose --help")}
-	}
-	return &tx.ActText{}, nil
-}
-
-// describeAction is the title of a proposal that was given none.
-func describeAction(m *ledger.Machine, a tx.Action) string {
-	member := func(id uint64) string {
-		mb, _ := m.Member(id)
-		return fmt.Sprintf("%s, member %d", mb.Name, id)
-	}
-	switch a := a.(type) {
-	case *tx.ActBylaws:
-		return "Set " + settingsText(a.Settings)
-	case *tx.ActTariff:
-		return "Set " + settingsText(a.Settings)
-	case *tx.ActElection:
-		return "Treasurer: " + member(a.Member)
-	case *tx.ActStanding:
-		switch a.Step {
-		case tx.Suspend:
-			return fmt.Sprintf("Suspend %s, for %s", member(a.Member), count(int(a.Days), "day"))
-		case tx.Expel:
-			return "Expel " + member(a.Member)
-		case tx.Reinstate:
-			return "Reinstate " + member(a.Member)
-		}
-	case *tx.ActAdmission:
-		for _, x := range m.Applications() {
-			if x.Key == a.Applicant {
-				return "Admit " + x.Name
-			}
-		}
-	case *tx.ActBlock:
-		return "Block " + a.Changes[0].Node.String()
-	case *tx.ActValidators:
-		if a.Changes[0].Remove {
-			return "Remove validator " + a.Changes[0].Key.String()
-		}
-		return "Validator of " + member(a.Changes[0].Operator)
-	}
-	return "Decide on " + a.Decision().String()
-}
-
-func settingsText(l []tx.Setting) string {
-	var parts []string
-	for _, s := range l {
-		parts = append(parts, s.Name+" = "+s.Value)
-	}
-	s := strings.Join(parts, ", ")
-	return s[:min(len(s), 90)]
 }
 
 // proposalJSON is a proposal as --json prints it; times in seconds since 1970, 0 is not yet.

@@ -10,108 +10,7 @@ import (
 	"weft/ledger/tx"
 )
 
-// What votes have the books do.
-
-// findFund finds a fund by name or number.
-func findFund(m *ledger.Machine, text string) (uint64, error) {
-	var names []string
-	for _, f := range m.Funds() {
-		if strings.EqualFold(f.Name, text) || strconv.FormatUint(f.ID, 10) == text {
-			return f.ID, nil
-		}
-		names = append(names, f.Name)
-	}
-	return 0, usageError{fmt.Errorf("there is no fund %q; there are: %s", text, strings.Join(names, ", "))}
-}
-
-// assigned reads NAME=AMOUNT.
-func assigned(flag, text string) (string, int64, error) {
-	name, sum, ok := strings.Cut(text, "=")
-	amount, err := parseCredits(sum)
-	if !ok || name == "" || err != nil {
-		return "", 0, usageError{fmt.Errorf("--%s %s: written like --%s NAME=12.50", flag, text, flag)}
-	}
-	return name, amount, nil
-}
-
-// measures makes the actions on the books that the flags ask for.
-func (c *coopProposeCmd) measures(m *ledger.Machine) (acts []tx.Action, err error) {
-	add := func(x tx.Measure) error {
-		b, err := tx.EncodeMeasure(x)
-		if err != nil {
-			return usageError{err}
-		}
-		acts = append(acts, &tx.ActBudget{Measure: b})
-		return nil
-	}
-	if c.Budget != "" {
-		name, amount, err := assigned("budget", c.Budget)
-		if err != nil {
-			return nil, err
-		}
-		fund, err := findFund(m, name)
-		if err != nil {
-			return nil, err
-		}
-		if c.Title == "" {
-			return nil, usageError{fmt.Errorf("say with --title what the budget is for")}
-		}
-		if err := add(&tx.NewBudget{Fund: fund, Amount: amount, Cost: c.Cost, Business: tx.WithBoth, Purpose: c.Title}); err != nil {
-			return nil, err
-		}
-	}
-	if c.Fund != "" {
-		if err := add(&tx.NewFund{Called: c.Fund}); err != nil {
-			return nil, err
-		}
-	}
-	if c.Move != "" {
-		names, amount, err := assigned("move", c.Move)
-		if err != nil {
-			return nil, err
-		}
-		from, to, ok := strings.Cut(names, ":")
-		if !ok {
-			return nil, usageError{fmt.Errorf("--move %s: written like --move operating:reserve=100", c.Move)}
-		}
-		x := &tx.MoveFund{Amount: amount, Why: c.Title}
-		if x.From, err = findFund(m, from); err != nil {
-			return nil, err
-		}
-		if x.To, err = findFund(m, to); err != nil {
-			return nil, err
-		}
-		if err := add(x); err != nil {
-			return nil, err
-		}
-	}
-	if c.Line != "" {
-		name, fee, err := assigned("line", c.Line)
-		if err != nil {
-			return nil, err
-		}
-		x := &tx.SetLine{Called: name, Class: 1, Fee: fee}
-		if x.Fund, err = findFund(m, c.Into); err != nil {
-			return nil, err
-		}
-		if c.PerGB != "" {
-			price, err := parseCredits(c.PerGB)
-			if err != nil {
-				return nil, usageError{fmt.Errorf("--per-gb: %w", err)}
-			}
-			x.Blocks = []tx.Block{{Price: price}}
-		}
-		for _, l := range m.Lines() {
-			if strings.EqualFold(l.Called, name) {
-				x.Line = l.SetLine.Line
-			}
-		}
-		if err := add(x); err != nil {
-			return nil, err
-		}
-	}
-	return acts, nil
-}
+// What treasurers do by what was voted.
 
 type coopSpendCmd struct {
 	Budget    uint64 `arg:"" help:"Number of its proposal; see: weft coop budgets."`
@@ -119,6 +18,7 @@ type coopSpendCmd struct {
 	Reference string `arg:"" help:"Of the bill."`
 	Member    string `help:"To this member's account; without it the money leaves the community."`
 	By        string `enum:"cash,bank,mobile" default:"bank" help:"cash, bank or mobile."`
+	Last      bool   `help:"A cost of the fiscal period before, whose books are still open."`
 }
 
 func (c *coopSpendCmd) Run(e *env) error {
@@ -130,7 +30,7 @@ func (c *coopSpendCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	body := &tx.Spend{Budget: c.Budget, Amount: amount, Way: way, Reference: c.Reference}
+	body := &tx.Spend{Budget: c.Budget, Amount: amount, Way: way, Last: c.Last, Reference: c.Reference}
 	if c.Member != "" {
 		if body.Member, err = e.memberID(c.Member); err != nil {
 			return err
@@ -145,6 +45,7 @@ type coopChargeCmd struct {
 	Line   string  `arg:"" help:"Line of the tariff; see: weft coop lines."`
 	Times  uint32  `default:"1" help:"How many times its fee."`
 	GB     float64 `name:"gb" help:"How much was used."`
+	Last   bool    `help:"For the fiscal period before, whose books are still open."`
 	Memo   string  `help:"What for."`
 }
 
@@ -152,7 +53,7 @@ func (c *coopChargeCmd) Run(e *env) error {
 	if !(c.GB >= 0 && c.GB < 1e9) {
 		return usageError{fmt.Errorf("--gb: %v is no amount of data", c.GB)}
 	}
-	body := &tx.Charge{Times: c.Times, Bytes: uint64(c.GB * 1e9), Memo: c.Memo}
+	body := &tx.Charge{Times: c.Times, Bytes: uint64(c.GB * 1e9), Last: c.Last, Memo: c.Memo}
 	id, err := e.memberID(c.Member)
 	if err != nil {
 		return err

@@ -220,7 +220,7 @@ func (c *call) claim(raw []byte) (paid int64, err error) {
 		return 0, err
 	}
 	if v.Amount <= t.Claimed {
-		return 0, refuse(CodeState, "%d ncredit of this tab were claimed already, and the voucher is for %d", t.Claimed, v.Amount)
+		return 0, refuse(CodeState, "%d ncredit of this tab were claimed already, and the voucher is for %d ncredit", t.Claimed, v.Amount)
 	}
 	if paid = min(v.Amount, t.Earmark) - t.Claimed; paid == 0 {
 		return 0, refuse(CodeFunds, "the tab is used up: ask the payer to top it up, then claim again")

@@ -229,13 +229,6 @@ func (c *coop) lookName(ctx context.Context, label string) (knownName, error) {
 	return k, err
 }
 
-// domain is the community's part of its names, as it stands before .weft; empty when there is no community.
-func (c *coop) domain() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return ledger.Domain(c.file.Chain)
-}
-
 // ours reports whether a name without .weft is the community's, or its domain itself, for which label is empty.
 func (c *coop) ours(name string) (label string, ok bool) {
 	c.mu.Lock()
