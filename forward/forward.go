@@ -3,8 +3,9 @@
 //
 // Only link adds neighbours, only node sets tables; session is the [Local] that gets what is addressed to this node.
 // A [Receiver] belongs to one goroutine; everything else is safe for concurrent use. No goroutine is started and nothing
-// is allocated per packet. link runs [Neighbour.Serve] for links with a rate. forward knows no money: it counts what came and
-// what went per (neighbour, destination, class), others draw conclusions.
+// is allocated per packet. link runs [Neighbour.Serve] for links with a rate, node [Plane.Serve] for neighbours that it
+// throttles. forward knows no money: it counts what came and what went per (neighbour, destination, class, relays passed),
+// others draw conclusions and tell it whom to throttle.
 //
 // What happens to one datagram (docs/spec/wire.md section 2):
 //
@@ -13,6 +14,7 @@
 //	   │ authentic
 //	   ├─ probe ─────────────► Events.Probe
 //	   ├─ for this node ─────► Sink.Deliver
+//	   ├─ gateway traffic that a throttled neighbour owes for ─► copied into its queue ─► dropped, or due: goes on here
 //	   ├─ ttl ≤ 1, no route, or only back where it came from ► counted, dropped
 //	   └─ else ttl-1 ──┬─ next hop has no rate ─► new counter, new MAC ─► its Sender
 //	                   └─ next hop is shaped ─► copied into its queue ─┬─ no room, late ─► counted, dropped
@@ -20,7 +22,7 @@
 //
 // Invariants: a datagram that is not authentic and fresh is never forwarded, delivered or counted as traffic; a counter
 // is used at most once per link direction and epoch, and given at the moment of sending: a queue reorders no counters and
-// its drops leave no gaps. What is counted as handed to a neighbour, its Sender took.
+// its drops leave no gaps. What is counted as handed to a neighbour, its Sender took; both ends of a link count the same relays passed.
 package forward
 
 import (

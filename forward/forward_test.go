@@ -474,6 +474,24 @@ func BenchmarkRelay(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/40, "ns/packet")
 }
 
+// BenchmarkRelayGateway is the class for which relays are paid.
+func BenchmarkRelayGateway(b *testing.B) {
+	x, y, z := newNode(1), newNode(2), newNode(3)
+	xy, _ := connect(b, x, y)
+	yz, _ := connect(b, y, z)
+	x.plane.SetTable(Table{z.key.ID(): {Primary: xy.n}})
+	y.plane.SetTable(Table{z.key.ID(): {Primary: yz.n}})
+	xy.n.sender, yz.n.sender = discard{}, discard{}
+	r := y.plane.NewReceiver()
+	buf, seg, _ := burst(40, 1400, 1400)
+	b.ReportAllocs()
+	for b.Loop() {
+		x.plane.Send(z.key.ID(), wire.ClassGateway, buf, seg)
+		r.Receive(Endpoint{Port: 1}, buf, seg)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/40, "ns/packet")
+}
+
 // What a neighbour slips in front of another's datagrams, from the same source address, spoils nothing of theirs: the
 // kernel hands over both in one buffer.
 func TestMixedBufferIsSortedByIndex(t *testing.T) {

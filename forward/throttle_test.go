@@ -383,11 +383,22 @@ func TestHopsAgree(t *testing.T) {
 			}
 			for i := range 3 {
 				for _, l := range [][2]*Neighbour{{right[i].n, left[i+1].n}, {left[i+1].n, right[i].n}} {
-					sent := []Flow{}
+					sent, got := []Flow{}, sort(l[1].Flows())
 					for _, h := range l[0].Handed() {
+						if f := h.Flow; throttled && l[1].curbed != nil && f.Class == wire.ClassGateway { // what is held back may be dropped
+							f.Packets, f.Bytes = 0, 0
+							for _, g := range got {
+								if g.Dest == f.Dest && g.Class == f.Class && g.Hops == f.Hops && g.Packets <= h.Packets && g.Bytes <= h.Bytes {
+									f = g
+								}
+							}
+							if f.Packets != 0 {
+								sent = append(sent, f)
+							}
+							continue
+						}
 						sent = append(sent, h.Flow)
 					}
-					got := sort(l[1].Flows())
 					if d := gocmp.Diff(got, sort(sent)); d != "" {
 						rt.Fatalf("link %d: received and handed over differ: %s", i, d)
 					}

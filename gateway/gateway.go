@@ -11,6 +11,8 @@
 //	host ─ FromHost: the lease's addresses? ─ session ───▶ FromPeer: lease, source, Policy, flows ─ (queue) ─▶ host, internet
 //	host ◀ FromPeer: firewall: an answer? ─── session ◀─── FromHost: whose address? ────────────── (queue) ─┘
 //
+// A client that owes ([Gateway.Throttle]) waits in a queue of its own before those of the line; one goroutine empties them all.
+//
 // FromHost and FromPeer may be called from many goroutines at once; they never block and allocate nothing, except that what
 // has to wait is copied. All else happens in Serve, which runs until its context ends and has waited for its goroutines
 // then; Changed and Announce come from it, one at a time, with no lock held. Every method is safe for concurrent use.

@@ -401,6 +401,15 @@ func BenchmarkFromPeer(b *testing.B) {
 	}
 }
 
+func BenchmarkFromHost(b *testing.B) {
+	k := key(9)
+	g, m := serving(b, OfferConfig{IPv4: true}, k)
+	p := tun.Packet{Data: tcp(web, m.v4, 80, 1, tcpACK)}
+	for b.Loop() {
+		g.FromHost(&p)
+	}
+}
+
 // FuzzFromPeer: whatever a client sends, nothing crashes, and what passes is from it and not to where nobody may go.
 func FuzzFromPeer(f *testing.F) {
 	k := key(9)
