@@ -487,6 +487,9 @@ func (n *Node) addYggPeerLocked(uri string, save bool) error {
 	if err := config.CheckYggdrasilURI(uri, false); err != nil {
 		return api.Errorf(api.CodeBadURI, "%v", err)
 	}
+	if !ygg.Built {
+		return api.Errorf(api.CodeBadURI, "%s is a peer in the Yggdrasil network, and this program was built without it", withoutOptions(uri)).WithHint("a program built without the tag no_ygg has it; a peer of Weft has udp://, tls:// or wss://")
+	}
 	if n.ygg == nil {
 		return api.Errorf(api.CodeBadURI, "%s is a peer in the Yggdrasil network, and this node takes no part in it", uri).WithHint("set [yggdrasil] enabled = \"on\" and start it again; a peer of Weft has udp://, tls:// or wss://")
 	}

@@ -51,12 +51,8 @@ func listenAdmin(at string) (net.Listener, error) {
 		}
 		return ln, nil
 	}
-	if info, err := os.Lstat(u.Path); err == nil && info.Mode().Type() == os.ModeSocket {
-		if c, err := net.DialTimeout("unix", u.Path, time.Second); err == nil {
-			c.Close()
-			return fail(errors.New("somebody answers there already"))
-		}
-		os.Remove(u.Path)
+	if err := freeSocket(u.Path); err != nil {
+		return fail(err)
 	}
 	ln, err := net.Listen("unix", u.Path)
 	if err != nil {
@@ -67,6 +63,19 @@ func listenAdmin(at string) (net.Listener, error) {
 		return fail(err)
 	}
 	return ln, nil
+}
+
+// freeSocket removes the socket that a run left which was killed; one that somebody answers at it leaves alone.
+func freeSocket(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().Type() != os.ModeSocket {
+		return nil
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return errors.New("somebody answers there already")
+	}
+	return os.Remove(path)
 }
 
 type adminHandler struct {

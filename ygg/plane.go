@@ -85,7 +85,13 @@ func New(cfg Config) (_ *Plane, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("yggdrasil: listen on %q: %w", s, err)
 		}
-		if _, err := p.core.Listen(u, ""); err != nil {
+		if u.Scheme == "unix" {
+			err = freeSocket(u.Path)
+		}
+		if err == nil {
+			_, err = p.core.Listen(u, "")
+		}
+		if err != nil {
 			return nil, fmt.Errorf("yggdrasil: listen on %s: %w (choose another in [yggdrasil] listen)", bare(u), err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -694,4 +695,36 @@ func TestFailsWhole(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// TestSocketsOfTheDead: what a run left that was killed keeps no node from listening; what somebody listens on does.
+func TestSocketsOfTheDead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "peer.sock")
+	ln, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, err := ident.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Agent: agent, Device: tuntest.New(1420, 1), Log: slog.New(slog.DiscardHandler), Listen: []string{"unix://" + path}}
+	if p, err := New(cfg); err == nil || !strings.Contains(err.Error(), "somebody answers") {
+		t.Fatalf("a socket in use: %v, %v", p, err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	ln.Close()
+	if _, err := os.Lstat(path); err != nil {
+		t.Fatal(err)
+	}
+	n := begin(t, func(c *Config) { c.Listen = cfg.Listen })
+	s := startStock(t)
+	u, err := url.Parse("unix://" + path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.AddPeer(u, ""); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a node connects by the socket", func() bool { return len(n.Peers()) == 1 && n.Peers()[0].Up })
 }
