@@ -29,19 +29,19 @@ import (
 // month is a community whose blocks are made by this test, in virtual time: the real application on disk, checking all invariants after
 // every block, and beside it the block and state stores that CometBFT would fill with four validators' signatures.
 type month struct {
-	t       testing.TB
-	members int
-	app     *App
-	dir     string
-	genesis ledger.Genesis
-	now     time.Time
-	state   sm.State
-	states  sm.Store
-	blocks  *store.BlockStore
-	dbs     []dbm.DB
-	commit  *types.Commit
-	nonces  []uint64
-	rand    *rand.Rand
+	t                 testing.TB
+	members, founders int
+	app               *App
+	dir               string
+	genesis           ledger.Genesis
+	now               time.Time
+	state             sm.State
+	states            sm.Store
+	blocks            *store.BlockStore
+	dbs               []dbm.DB
+	commit            *types.Commit
+	nonces            []uint64
+	rand              *rand.Rand
 
 	headers []ledger.Header // of all blocks, for the audit
 	txs     [][][]byte
@@ -66,9 +66,11 @@ func newMonth(t testing.TB, members int) *month {
 	for i := range 4 {
 		dirs = append(dirs, filepath.Join(m.dir, fmt.Sprint("key", i)))
 	}
-	m.genesis = testGenesis(t, members, dirs...)
+	m.founders = min(members-4, 100)
+	m.genesis = testGenesis(t, m.founders, dirs...)
 	m.genesis.Time = begin.Unix()
-	for _, s := range []string{"vote.window=172800", "year.months=1", "year.grace=86400", "surplus.minor=1", "treasury.two_person=1000000000000000"} {
+	for _, s := range []string{"vote.window=172800", "year.months=1", "year.grace=86400", "surplus.minor=1", "treasury.two_person=1000000000000000",
+		"member.vouch_age=0", "member.applications=1000", "credit.new=1000000000000", "credit.full=1000000000000", "credit.trusted=1000000000000"} {
 		name, value, _ := strings.Cut(s, "=")
 		m.genesis.Settings = append(m.genesis.Settings, tx.Setting{Name: name, Value: value})
 	}
@@ -339,7 +341,11 @@ func TestMonth(t *testing.T) {
 				decided(id)
 			}
 		})
-		for i := range members {
+		voters := members
+		if all {
+			voters = m.founders // the others are no members yet
+		}
+		for i := range voters {
 			if all || m.rand.IntN(10) < 7 {
 				choice := tx.Yes
 				if !all && m.rand.IntN(5) == 0 {
@@ -354,10 +360,25 @@ func TestMonth(t *testing.T) {
 	var budget uint64
 	vote(time.Minute, 0, "what a line costs", measure(&tx.SetLine{Called: "line", Class: 1, Fund: ledger.FundOperating, Fee: 12e9}), true, nil)
 	vote(2*time.Minute, 1, "the bills", measure(&tx.NewBudget{Fund: ledger.FundOperating, Amount: 9e9, Cost: true, Purpose: "upstream"}), true, func(id uint64) { budget = id })
+	for i := m.founders; i < members; i++ {
+		key := founder(t, i).Public()
+		at(within(3*time.Minute, 30*time.Minute), i, func() tx.Body {
+			sponsor, until := founder(t, i%m.founders), m.now.Unix()+86400
+			return &tx.Apply{Called: fmt.Sprint("member ", i+1), Sponsor: sponsor.Public(), Until: until, Word: sponsor.Sign(tx.SponsorDomain, tx.SponsorMessage(tx.ChainOf(m.genesis.Chain), key, until))}
+		}, nil)
+		for v := 1; v <= 2; v++ {
+			at(within(hour, 2*hour), (i+v)%m.founders, func() tx.Body {
+				if m.app.isMember(key) {
+					return nil // the sponsor and one more are enough
+				}
+				return &tx.Vouch{Applicant: key}
+			}, nil)
+		}
+	}
 	tabs, owed := make([]tx.Opened, members), make([]int64, members)
 	for i := range members {
 		payee := founder(t, (i+1)%members).Public()
-		at(within(3*time.Minute, hour), i, func() tx.Body {
+		at(within(3*hour, 5*hour), i, func() tx.Body {
 			return &tx.TabOpen{Payee: payee, Earmark: 9e9, Expiry: m.now.Unix() + 29*86400}
 		}, func(data []byte) {
 			if err := tx.Decode(data, &tabs[i]); err != nil {
