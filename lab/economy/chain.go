@@ -285,13 +285,3 @@ const (
 	aidFund = 10 * credit
 	upkeep  = credit / 2
 )
-
-// fund is what a fund holds.
-func (c *chain) fund(id uint64) int64 {
-	for _, f := range c.m.Funds() {
-		if f.ID == id {
-			return f.Balance
-		}
-	}
-	return 0
-}

@@ -28,7 +28,6 @@ type account struct {
 	// Internet: one window of 10 s, each way as each end sees it.
 	window  window
 	allowed uint64 // Σ of the tolerances of judged windows, bytes
-	gapAt   int    // windows until the payee's meter first said so
 
 	// The slow tier in this step, shared by what is carried.
 	stepAt int64

@@ -158,6 +158,7 @@ func (w *world) hourly() error {
 func (w *world) finish(ctx context.Context) error {
 	w.flows, w.demand, w.over = nil, nil, true
 	for _, n := range w.nodes {
+		n.store.dieAt = 0
 		n.revive()
 	}
 	w.attend(30)
@@ -175,7 +176,7 @@ func (w *world) finish(ctx context.Context) error {
 				continue
 			}
 			if err := n.pay.Settle(ctx, w.time()); err != nil && n.kind != Sybil { // who has no money opens no tab
-				w.unsettled++
+				w.unsettled = append(w.unsettled, fmt.Sprintf("%s: %v", n.name(), err))
 			}
 		}
 		w.now += hour

@@ -170,7 +170,7 @@ func (w *world) report() (*Report, error) {
 		}
 		if !o.payee.hostile() {
 			p := o.payer.kind
-			if p == Honest && o.payee.kind != Honest { // what a payee loses by its own reboots
+			if !o.payer.hostile() && o.payee.kind != Honest { // what a payee loses by its own reboots
 				take(row(o.payee.kind, pay.Payee, o.payee), o.value, o.booked, o.freeTier, o.payeeLoss, o.payeeBound)
 			} else {
 				take(row(p, pay.Payer, o.payer), o.value, o.booked, o.freeTier, o.payeeLoss, o.payeeBound)
@@ -214,12 +214,14 @@ func (r *Report) check(w *world, s *settled, near, nearMost, free, tooFree int64
 	add("the ledger's invariants hold", err == nil, "%s", says(err, fmt.Sprintf("%d transactions, %d blocks", r.Transactions, r.Blocks)))
 	err = w.funds()
 	add("no fund was touched but by votes", err == nil, "%s", says(err, "each holds what was voted and charged"))
-	add("money moves by vouchers alone", len(wrong) == 0 && w.unsettled == 0, "%s", says(list(wrong), fmt.Sprintf("of all %d members' balances, to the ncredit; %d nodes could not settle", len(w.members), w.unsettled)))
+	add("money moves by vouchers alone", len(wrong)+len(w.unsettled) == 0, "%s", says(list(append(wrong, w.unsettled...)), fmt.Sprintf("the balances of all %d members, to the ncredit", len(w.members))))
 	add("X = Y + Z", r.X == r.Y+r.Z, "users −%s, gateways %s, relays %s", money(r.X), money(r.Y), money(r.Z))
 	add("paid is price times both meters", near <= nearMost, "honest with honest differ by %s, the gaps allow %s", money(near), money(nearMost))
 	add("what is forgiven is the free tier", tooFree == 0, "%s in all; %d accounts got more", money(free), tooFree)
 	add("honest books hold", len(s.audits) == 0, "%s", says(list(s.audits), "audits of all honest nodes found nothing"))
 	add("the vote sets the price", s.wrong == 0 && s.after > 0, "%d lines of honest bills at the new prices, %d at others since", s.after, s.wrong)
+	add("carriage leaves the gateway its part", w.relays*carriageAfter < priceAfter && w.relays*carriageBefore < priceBefore, "%d relays on the longest way get %s of %s a MiB",
+		w.relays, money(int64(w.relays)*carriageAfter), money(priceAfter))
 	add("no transaction applies twice", w.chain.applied == 0, "%d replayed, %d applied", w.chain.refused+w.chain.applied, w.chain.applied)
 }
 

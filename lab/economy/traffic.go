@@ -89,6 +89,7 @@ func (w *world) route(f *flow) {
 	}
 	f.version = w.version
 	f.path = w.path(f.gw, f.home)
+	w.relays = max(w.relays, len(f.path)-2)
 	f.hops = f.hops[:0]
 	for i := range len(f.path) - 2 {
 		f.hops = append(f.hops, w.account(f.path[i], f.path[i+1], pay.Carriage))

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"weft/ident"
@@ -104,12 +105,13 @@ type world struct {
 	votedAt           int64
 	votedHeight       int64
 	funded, aided     int64
-	unsettled         int
+	unsettled         []string // who could not settle at the end, and why
 	reboots           int
 	days              []Day
 	sybils            []sybil
 	slow              [slows]int64 // seconds of honest homes
 	usedHonest        int64
+	relays            int // most on a way
 }
 
 func compare[T cmp.Ordered](a, b T) int { return cmp.Compare(a, b) }
@@ -169,9 +171,9 @@ func newWorld(o Options) (*world, error) {
 		if n.gateway {
 			continue
 		}
-		n.rate, n.busyness = plans[w.rng.IntN(len(plans))], 3
+		n.rate, n.busyness = plans[w.rng.IntN(len(plans))], 2
 		if w.rng.IntN(10) == 0 {
-			n.rate, n.busyness = plans[3], 12
+			n.rate, n.busyness = plans[3], 10
 		}
 	}
 	var err error
@@ -460,17 +462,18 @@ func (w *world) rounds() error {
 
 // each calls f for all nodes, on all cores.
 func (w *world) each(list []*node, f func(*node)) {
-	workers := min(runtime.GOMAXPROCS(0), len(list)/8)
+	workers := min(runtime.GOMAXPROCS(0), len(list)/2)
 	if workers < 2 {
 		for _, n := range list {
 			f(n)
 		}
 		return
 	}
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for k := range workers {
+	for range workers {
 		wg.Go(func() {
-			for i := k; i < len(list); i += workers {
+			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
 				f(list[i])
 			}
 		})
