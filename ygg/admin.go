@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -35,7 +36,8 @@ const (
 	adminIdle       = 5 * time.Minute
 )
 
-// listenAdmin opens the socket; whoever may open it may change the plane's peers.
+// listenAdmin opens the socket; whoever may open it may change the plane's peers. A folder that is missing is made, and goes with
+// the socket: Yggdrasil's own service takes /run/yggdrasil with it when it ends.
 func listenAdmin(at string) (net.Listener, error) {
 	fail := func(err error) (net.Listener, error) {
 		return nil, fmt.Errorf("yggdrasil: admin socket %s: %w (choose another in [yggdrasil] admin)", at, err)
@@ -54,15 +56,36 @@ func listenAdmin(at string) (net.Listener, error) {
 	if err := freeSocket(u.Path); err != nil {
 		return fail(err)
 	}
+	dir := filepath.Dir(u.Path)
+	made := os.Mkdir(dir, 0o755) == nil
 	ln, err := net.Listen("unix", u.Path)
 	if err != nil {
+		if made {
+			os.Remove(dir)
+		}
 		return fail(err)
+	}
+	if made {
+		ln = &withFolder{ln, dir}
 	}
 	if err := os.Chmod(u.Path, 0o660); err != nil {
 		ln.Close()
 		return fail(err)
 	}
 	return ln, nil
+}
+
+// withFolder is a listener on a socket in a folder of its own.
+type withFolder struct {
+	net.Listener
+	dir string
+}
+
+// Close removes the folder, too, unless there is something else in it.
+func (l *withFolder) Close() error {
+	err := l.Listener.Close()
+	os.Remove(l.dir)
+	return err
 }
 
 // freeSocket removes the socket that a run left which was killed; one that somebody answers at it leaves alone.

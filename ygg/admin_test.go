@@ -5,8 +5,11 @@ package ygg
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,7 +19,12 @@ import (
 
 // TestAdmin talks to the socket as yggdrasilctl does: it writes a request with the library's types and reads an answer.
 func TestAdmin(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ygg.sock")
+	path := filepath.Join(t.TempDir(), "run", "ygg.sock")
+	t.Cleanup(func() { // the last thing: the node has ended
+		if _, err := os.Lstat(filepath.Dir(path)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the folder that was made for the socket is still there: %v", err)
+		}
+	})
 	s := startStock(t)
 	uri := s.listen(t, "tcp://127.0.0.1:0")
 	n := begin(t, func(c *Config) { c.Admin = "unix://" + path })
@@ -149,5 +157,19 @@ func TestAdmin(t *testing.T) {
 			}
 		}
 		c.Close()
+	}
+}
+
+// TestNoAdmin: a place where no socket can be keeps no node from the network.
+func TestNoAdmin(t *testing.T) {
+	busy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for _, at := range []string{"tcp://" + busy.Addr().String(), "unix:///proc/ygg.sock", "unix://" + filepath.Join(t.TempDir(), "a", "b", "ygg.sock")} {
+		if n := begin(t, func(c *Config) { c.Admin = at }); n.admin != nil {
+			t.Errorf("there is a socket at %s", at)
+		}
 	}
 }

@@ -101,8 +101,10 @@ func New(cfg Config) (_ *Plane, err error) {
 		}
 	}
 	if cfg.Admin != "" {
+		// The rest works without a socket for tools, and the place that came with a yggdrasil.conf may not be ours to write to.
 		if p.admin, err = listenAdmin(cfg.Admin); err != nil {
-			return nil, err
+			cfg.Log.Warn("yggdrasilctl and other tools cannot talk to this node", "err", err)
+			p.admin, err = nil, nil
 		}
 	}
 	if len(groups) > 0 {

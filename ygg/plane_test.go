@@ -686,7 +686,6 @@ func TestFailsWhole(t *testing.T) {
 	for name, set := range map[string]func(*Config){
 		"listen": func(c *Config) { c.Listen = []string{"tcp://" + at} },
 		"peer":   func(c *Config) { c.Peers = []string{"udp://" + at} },
-		"admin":  func(c *Config) { c.Admin = "tcp://" + at },
 		"regex":  func(c *Config) { c.Multicast = []Multicast{{Regex: "("}} },
 	} {
 		cfg := Config{Agent: agent, Device: tuntest.New(1420, 1), Log: slog.New(slog.DiscardHandler), Filter: func(ident.PublicKey) Filter { return &open{} }}
