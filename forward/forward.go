@@ -22,7 +22,8 @@
 //
 // Invariants: a datagram that is not authentic and fresh is never forwarded, delivered or counted as traffic; a counter
 // is used at most once per link direction and epoch, and given at the moment of sending: a queue reorders no counters and
-// its drops leave no gaps. What is counted as handed to a neighbour, its Sender took; both ends of a link count the same relays passed.
+// its drops leave no gaps. What is counted as handed to a neighbour, its Sender took; both ends of a link count the same
+// relays passed.
 package forward
 
 import (
@@ -80,8 +81,9 @@ type Local interface {
 	NewSink() Sink
 }
 
-// Sink takes end-to-end packets on one goroutine. dgram is the whole datagram, hop header included; the packet starts at
-// wire.HopLen. The sink may overwrite all of it and must be done with it when Flush returns.
+// Sink takes end-to-end packets on one goroutine. dgram is the whole datagram, hop header included as it came: wire.DefaultTTL
+// less its TTL are the relays that it passed, if its source is honest. The packet starts at wire.HopLen. The sink may overwrite
+// all of it and must be done with it when Flush returns.
 type Sink interface {
 	Deliver(dgram []byte, via *Neighbour)
 	Flush()
