@@ -13,57 +13,64 @@ import (
 
 // Report is what came of a run. Money is in ncredit.
 type Report struct {
-	Homes, Gateways, Relays, Days int
-	Seed                          uint64
-	Step                          string
-	Bytes, Vouchers, Transactions uint64
-	Blocks                        int64
-	Accounts, Reboots, Strangers  int
-	X                             int64 // users −X
-	Y                             int64 // gateways +Y, what they pay relays is off
-	Z                             int64 // relays +Z
-	Players                       []Row
-	Checks                        []Check
-	Series                        []Day
-	HonestSeconds                 int64 // of use by honest homes
-	Slow                          []Slow
+	Homes         int     `json:"homes"`
+	Gateways      int     `json:"gateways"`
+	Relays        int     `json:"relays"` // homes that carried for others
+	Days          int     `json:"days"`
+	Seed          uint64  `json:"seed"`
+	Step          string  `json:"step"`
+	Bytes         uint64  `json:"bytes"`
+	Vouchers      uint64  `json:"vouchers"`
+	Transactions  uint64  `json:"transactions"`
+	Blocks        int64   `json:"blocks"`
+	Accounts      int     `json:"accounts"`
+	Reboots       int     `json:"reboots"`
+	Strangers     int     `json:"strangers"`
+	X             int64   `json:"x"` // users −X
+	Y             int64   `json:"y"` // gateways +Y, what they pay relays is off
+	Z             int64   `json:"z"` // relays +Z
+	Players       []Row   `json:"players"`
+	HonestSeconds int64   `json:"honest_seconds"` // of use by honest homes
+	Slow          []Slow  `json:"held_back"`
+	Checks        []Check `json:"checks"`
+	Series        []Day   `json:"series"`
 }
 
 // Row is what one kind of player did to the honest, on one side of an account.
 type Row struct {
-	Player   string
-	What     string
-	Role     string // the player's: "payer" or "payee"; the other end may lose
-	Nodes    int
-	Accounts int
-	Value    int64 // of what was carried
-	Paid     int64 // promised for it
-	FreeTier int64 // unpaid, within the free tier or forgiven at its rate: what the community has voted to give
-	Lost     int64 // by honest peers beyond that; below 0: they have gained
-	Worst    int64 // lost in the account that came nearest to its bound
-	Bound    int64 // of that account
-	Broken   int   // accounts above their bound
+	Player   string `json:"player"`
+	What     string `json:"what"`
+	Role     string `json:"role"` // the player's: "payer" or "payee"; the other end may lose, but for losses of power, which cost oneself
+	Nodes    int    `json:"nodes"`
+	Accounts int    `json:"accounts"`
+	Value    int64  `json:"value"`     // of what was carried
+	Paid     int64  `json:"paid"`      // promised for it
+	FreeTier int64  `json:"free_tier"` // unpaid, within the free tier or forgiven at its rate: what the community has voted to give
+	Lost     int64  `json:"lost"`      // by honest ones beyond that; below 0: they have gained
+	Worst    int64  `json:"worst"`     // lost in the account that came nearest to its bound
+	Bound    int64  `json:"bound"`     // of that account
+	Broken   int    `json:"broken"`    // accounts above their bound
 }
 
 // Slow is how long honest homes had less than they wanted, for one reason.
 type Slow struct {
-	Why     string
-	Seconds int64
+	Why     string `json:"why"`
+	Seconds int64  `json:"seconds"`
 }
 
 // Check is something that must hold for all.
 type Check struct {
-	Name string
-	OK   bool
-	Text string
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	Text string `json:"text"`
 }
 
 // Day is a day's end.
 type Day struct {
-	Day   int
-	Bytes uint64 // so far
-	Held  int64  // Σ balances and tabs of gateways, since the beginning
-	Homes int64  // of all others
+	Day      int    `json:"day"`
+	Bytes    uint64 `json:"bytes"`    // so far
+	Gateways int64  `json:"gateways"` // what their balances and tabs have gained since the beginning
+	Homes    int64  `json:"homes"`    // the same of all others
 }
 
 // mark notes the day's end.
@@ -76,7 +83,7 @@ func (w *world) mark() {
 			has += t.Left()
 		}
 		if n.gateway {
-			d.Held += has
+			d.Gateways += has
 		} else {
 			d.Homes += has
 		}
@@ -331,7 +338,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	p.Height = 30 + 22*len(r.Players)
 	top := int64(1)
 	for _, d := range r.Series {
-		top = max(top, abs(d.Held), abs(d.Homes))
+		top = max(top, abs(d.Gateways), abs(d.Homes))
 	}
 	p.Top, p.GB = money(top), fmt.Sprintf("%.1f", float64(r.Bytes)/1e9)
 	add := func(name, colour string, f func(Day) float64) {
@@ -341,7 +348,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 		}
 		p.Lines = append(p.Lines, line{name, strings.TrimSpace(s.String()), colour, 30 + 18*len(p.Lines)})
 	}
-	add("gateways", "#2a7f62", func(d Day) float64 { return float64(d.Held) / float64(top) })
+	add("gateways", "#2a7f62", func(d Day) float64 { return float64(d.Gateways) / float64(top) })
 	add("homes, as users and relays", "#b9770e", func(d Day) float64 { return float64(d.Homes) / float64(top) })
 	add("carried (of all)", "#5d6d7e", func(d Day) float64 { return float64(d.Bytes) / float64(max(r.Bytes, 1)) })
 	if err := pageTemplate.Execute(w, p); err != nil {
