@@ -3,6 +3,7 @@ package cli
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -52,7 +53,7 @@ func (e *env) replay(cl *bftclient.Client, each func(h ledger.Header, txs [][]by
 			return g, 0, err
 		}
 		if l.From > at {
-			return g, 0, fmt.Errorf("the ledger here begins at block %d: ask a node that keeps all blocks", l.From)
+			return g, 0, beginsLate{l.From, s.Height}
 		}
 		if len(l.List) == 0 {
 			return g, 0, fmt.Errorf("block %d is not to be had", at)
@@ -91,6 +92,9 @@ func (c *coopAuditCmd) Run(e *env) error {
 		blocks = append(blocks, block{h, txs})
 		return nil
 	})
+	if late, ok := errors.AsType[beginsLate](err); ok {
+		return e.auditState(cl, late)
+	}
 	if err != nil {
 		return err
 	}

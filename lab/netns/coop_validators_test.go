@@ -4,6 +4,7 @@ package netns
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -183,7 +184,7 @@ func TestValidators(t *testing.T) {
 		t.Errorf("weft coop says: %q", why)
 	}
 	// n3 has its key and the record of what it signed, which are its seat, and loses all the rest.
-	dir := filepath.Join(c.state("n3"), "coop", "engine")
+	dir := filepath.Join(c.must("n3").StateDir(), "coop", "engine")
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		t.Fatal(err)
@@ -209,8 +210,19 @@ func TestValidators(t *testing.T) {
 	if s := c.ledger("n3"); s.Base <= 1 {
 		t.Errorf("n3 has replayed the chain from block %d instead of beginning with a snapshot", s.Base)
 	}
-	if said := c.refused("n3", "coop", "audit"); !strings.Contains(said, "begins at block") {
+	var audit struct {
+		First   int64 `json:"first_block"`
+		Height  int64
+		Records int
+		State   bool `json:"state_ok"`
+		OK      bool
+	}
+	if said := c.refused("n3", "coop", "audit"); !strings.Contains(said, "the ledger here begins at block ") {
 		t.Errorf("without the first blocks, an audit says: %s", said)
+	}
+	if out, err := c.Exec(ctx, "n3", c.argv(c.must("n3"), "coop", "audit", "--json")...); err == nil || json.Unmarshal(out, &audit) != nil ||
+		audit.OK || !audit.State || audit.First <= 1 || audit.Records < 20 || audit.Height < height {
+		t.Errorf("without the first blocks, an audit says %s: %v", out, err)
 	}
 	c.meet(4, all...)
 	step("the other lost its ledger of %d blocks and has begun with a snapshot", height)
@@ -249,11 +261,11 @@ func TestValidators(t *testing.T) {
 	}
 }
 
-func (c *commons) state(node string) string {
+func (c *commons) must(node string) *Node {
 	c.t.Helper()
 	n, err := c.World.node(node)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return n.StateDir()
+	return n
 }

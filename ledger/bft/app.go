@@ -54,6 +54,7 @@ type App struct {
 	waiting     map[[32]byte][]chan bftclient.Result
 	allowed     map[p2p.ID]bool                       // peers that may connect
 	keep        func(now time.Time, head int64) int64 // first block to keep
+	changed     func()                                // the validators have
 	restore     *restore
 	snaps       *snapshots
 	// propose chooses what goes into a block: Machine.Propose, but for liars in tests.
@@ -267,6 +268,9 @@ func (a *App) Commit(context.Context, *abci.RequestCommit) (*abci.ResponseCommit
 		}
 		delete(a.waiting, r.Hash)
 	}
+	if len(a.done.out.Validators) > 0 && a.changed != nil {
+		a.changed()
+	}
 	a.done = block{}
 	if v%a.cfg.Snapshots == 0 {
 		a.snaps.make(a.tree, v)
@@ -475,8 +479,9 @@ func (a *App) setAllowed(ids map[p2p.ID]bool) {
 	a.allowed = ids
 }
 
-func (a *App) setKeep(f func(now time.Time, head int64) int64) {
+// setKeep sets what says which blocks to keep, and what is called when the validators have changed; neither may call back.
+func (a *App) setKeep(keep func(now time.Time, head int64) int64, changed func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.keep = f
+	a.keep, a.changed = keep, changed
 }

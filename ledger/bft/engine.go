@@ -279,7 +279,7 @@ func start(ctx context.Context, cfg Config) (_ *engine, err error) {
 	if err := e.reindex(ctx); err != nil {
 		return nil, err
 	}
-	e.app.setKeep(e.retain)
+	e.app.setKeep(e.retain, e.wake)
 	e.allow()
 	if err := e.node.Start(); err != nil {
 		return nil, fmt.Errorf("start the ledger's engine: %w; is another program listening on %s?", err, cfg.Listen)
@@ -487,11 +487,16 @@ func (e *engine) setPeer(peer string, add bool) error {
 			e.node.Switch().StopPeerGracefully(p)
 		}
 	}
+	e.wake()
+	return nil
+}
+
+// wake has the dialler look who is missing.
+func (e *engine) wake() {
 	select {
 	case e.dial <- struct{}{}:
 	default:
 	}
-	return nil
 }
 
 func (e *engine) allow() {
@@ -534,12 +539,21 @@ func (e *engine) wanted(eager bool) []string {
 	return l
 }
 
-// dialler connects to who is wanted and not there. Comet itself gives up after some hours.
+// dialler connects to who is wanted and not there: at once when that changes, every second while nobody at all is there, as after a start,
+// and every dialPeriod otherwise. Comet itself gives up after some hours.
 func (e *engine) dialler(ctx context.Context) {
-	t := time.NewTicker(dialPeriod)
+	t := time.NewTimer(0)
 	defer t.Stop()
+	alone := 0
 	for round := 0; ; round++ {
 		sw := e.node.Switch()
+		pause := dialPeriod
+		if sw.Peers().Size() > 0 {
+			alone = 0
+		} else if alone++; alone < 30 {
+			pause = time.Second
+		}
+		t.Reset(pause)
 		var missing []string
 		for _, p := range e.wanted(round%12 == 0 || sw.Peers().Size() == 0) {
 			if a, err := parsePeer(p); err == nil && !sw.Peers().Has(a.ID) && a.ID != idOf(e.key) {
