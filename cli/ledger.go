@@ -79,6 +79,67 @@ func (c *ledgerInitCmd) Run(e *env) error {
 	return bft.Join(c.Dir, b, peers...)
 }
 
+type ledgerStatusCmd struct{}
+
+func (c *ledgerStatusCmd) Run(e *env) error {
+	cl := e.ledger()
+	defer cl.Close()
+	s, err := cl.Status(e.ctx)
+	if err != nil {
+		return plainLedger(err)
+	}
+	if e.json {
+		return e.printJSON(s)
+	}
+	e.say("Chain      %s, rules %d", clean(s.Chain), s.Rules)
+	e.say("Block      %d of %s, %s", s.Height, time.Unix(s.Time, 0).Local().Format("2006-01-02 15:04:05"), s.Hash)
+	e.say("Engine     %s, key %s%s", s.ID, s.Key, map[bool]string{true: ", a validator"}[s.Validating])
+	if s.Base > 1 {
+		e.say("Kept       blocks from %d on", s.Base)
+	}
+	e.say("Waiting    %s", count(s.Waiting, "transaction"))
+	if s.CatchingUp {
+		e.say("           catching up with the others")
+	}
+	if s.Halted != "" {
+		e.say("           halted: %s", clean(s.Halted))
+	}
+	e.printValidators(s)
+	return nil
+}
+
+type ledgerValidatorsCmd struct{}
+
+func (c *ledgerValidatorsCmd) Run(e *env) error {
+	cl := e.ledger()
+	defer cl.Close()
+	s, err := cl.Status(e.ctx)
+	if err != nil {
+		return plainLedger(err)
+	}
+	if e.json {
+		return e.printJSON(append([]bftclient.Validator{}, s.Validators...))
+	}
+	e.printValidators(s)
+	e.say("To make another engine one of them: weft coop propose --validator KEY@NODE --operator MEMBER")
+	return nil
+}
+
+func (e *env) printValidators(s bftclient.Status) {
+	t := columns("VALIDATOR", "OPERATOR", "NODE", ">POWER", "")
+	for _, v := range s.Validators {
+		note := map[bool]string{true: "this one", false: " "}[v.Self]
+		if !v.Self && !v.Reachable {
+			note = "never heard since the engine was started"
+			if v.Heard > 0 {
+				note = "not heard for " + time.Since(time.Unix(v.Heard, 0)).Round(time.Second).String()
+			}
+		}
+		t.row(v.Key, fmt.Sprintf("member %d", v.Operator), v.Node, v.Power, note)
+	}
+	t.print(e.out)
+}
+
 // beginsLate says that the first blocks are not kept here.
 type beginsLate struct{ from, height int64 }
 
