@@ -217,10 +217,12 @@ func (p *Pay) Audit(now time.Time) (Audited, error) {
 	}
 	before := map[account]Line{}
 	signed := map[account]int64{}
+	dearest := map[account]uint32{} // a price that falls makes no gap smaller that was paid before
 	for _, l := range lines {
 		a.Lines++
 		a.Bytes += l.Bytes
 		k := account{l.Role, l.ID}
+		dearest[k] = max(dearest[k], l.Price)
 		c := charge{0, l.Rem}
 		c.add(l.Bytes, l.Price)
 		if c.Amount != l.Amount {
@@ -267,7 +269,7 @@ func (p *Pay) Audit(now time.Time) (Audited, error) {
 	full := p.lines+len(p.closing) < maxLines // else the oldest lines are gone, and sums cannot be checked
 	for id, d := range p.debits {
 		a.Owing = satAdd(a.Owing, max(d.owed(), 0))
-		if over := d.Signed - d.Charged.Amount - Cost(Gap(d.Bytes), d.Quote.Price); over > 0 && d.Quote.Seq != 0 {
+		if over := d.Signed - d.Charged.Amount - Cost(Gap(d.Bytes), max(dearest[account{Payer, id}], d.Quote.Price)); over > 0 && d.Quote.Seq != 0 {
 			bad(d.Line, "%d ncredit were signed beyond the own meter and the gap", over)
 		}
 		if n := signed[account{Payer, id}]; full && n != d.Signed {

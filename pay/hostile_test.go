@@ -50,6 +50,22 @@ func TestOverBilling(t *testing.T) {
 	}
 }
 
+// A gap that was paid at a price is no fault in the books when the price falls.
+func TestOverBillingBeforeFall(t *testing.T) {
+	w := newWorld(t)
+	user, gw := w.add(), w.add()
+	f := w.flow(user, gw, Internet, 1_250_000)
+	f.lie = func(n uint64) (uint64, uint64) { return n, 2 * n }
+	w.run(time.Minute)
+	gw.price[Internet] = testPrice / 10
+	f.rate = 0
+	w.run(2 * time.Minute)
+	if q := f.debit().Quote; q.Price != testPrice/10 {
+		t.Fatalf("the price is %d", q.Price)
+	}
+	user.mustAudit()
+}
+
 // A gateway that sends claims of its own making, each as high as can be, and quotes of all sorts.
 func TestForgedClaims(t *testing.T) {
 	w := newWorld(t)
