@@ -12,11 +12,11 @@ import (
 )
 
 type labEconomyCmd struct {
-	Homes int    `default:"300" help:"Homes of the neighbourhood; gateways come on top."`
+	Homes int    `default:"200" help:"Homes of the neighbourhood; gateways come on top."`
 	Days  int    `default:"30" help:"How long it runs, in virtual time."`
 	Seed  uint64 `default:"1" help:"The same seed gives the same run."`
 	Out   string `default:"weft-economy.html" help:"File for the page with the chart."`
-	Short bool   `help:"A small neighbourhood for two days: what CI runs."`
+	Short bool   `help:"A small neighbourhood for two days, whatever --homes and --days say: what CI runs."`
 }
 
 func (c *labEconomyCmd) Run(e *env) error {

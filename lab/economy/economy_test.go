@@ -183,15 +183,18 @@ func TestChecks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.chain.applied, w.votedAt, w.relays = 1, w.begin, 100
+	w.chain.applied, w.votedAt = 1, w.begin
+	w.dropCarried = w.carried
 	s.audits = []string{"something"}
 	s.wrong = 1
+	poor := *w.account(w.gateways[0], w.gateways[1], pay.Carriage)
+	s.outcomes = append(s.outcomes, outcome{account: &poor, booked: tx.MaxAmount})
 	bad := &Report{X: 1}
 	bad.check(w, s, 2, 1, 0, 1)
 	if err = bad.Err(); err == nil {
 		t.Fatal("nothing is broken")
 	}
-	for _, want := range []string{"X = Y + Z", "price times both meters", "the free tier", "honest books", "sets the price", "applies twice", "its part"} {
+	for _, want := range []string{"X = Y + Z", "price times both meters", "the free tier", "honest books", "sets the price", "applies twice", "their part", "loses its traffic"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no word of %q: %v", want, err)
 		}

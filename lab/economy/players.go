@@ -108,6 +108,9 @@ func (w *world) cast() {
 				i = 0
 			}
 			free[i].kind = k
+			if k == Dropper {
+				w.dropShare += float64(transit[free[i].index]) / float64(w.o.Homes)
+			}
 			free = slices.Delete(free, i, i+1)
 		}
 	}

@@ -227,8 +227,24 @@ func (r *Report) check(w *world, s *settled, near, nearMost, free, tooFree int64
 	add("what is forgiven is the free tier", tooFree == 0, "%s in all; %d accounts got more", money(free), tooFree)
 	add("honest books hold", len(s.audits) == 0, "%s", says(list(s.audits), "audits of all honest nodes found nothing"))
 	add("the vote sets the price", s.wrong == 0 && s.after > 0, "%d lines of honest bills at the new prices, %d at others since", s.after, s.wrong)
-	add("carriage leaves the gateway its part", w.relays*carriageAfter < priceAfter && w.relays*carriageBefore < priceBefore, "%d relays on the longest way get %s of %s a MiB",
-		w.relays, money(int64(w.relays)*carriageAfter), money(priceAfter))
+	kept := map[*node]int64{}
+	for i := range s.outcomes {
+		if o := &s.outcomes[i]; o.service == pay.Internet {
+			kept[o.payee] += o.booked
+		} else {
+			kept[o.payer] -= o.booked
+		}
+	}
+	poor := 0
+	for _, g := range w.gateways {
+		if !g.hostile() && kept[g] < 0 {
+			poor++
+		}
+	}
+	add("carriage leaves gateways their part", poor == 0, "%d gateways paid relays more than they got; the longest way had %d relays", poor, w.relays)
+	most := uint64(float64(w.carried) * w.dropShare / 2)
+	add("who drops loses its traffic", w.dropCarried <= most, "%.2f %% of all bytes went by relays that drop, who stood on %.2f %% of the ways; %.1f MB were lost",
+		100*float64(w.dropCarried)/float64(max(w.carried, 1)), 100*w.dropShare, float64(w.dropped)/1e6)
 	add("no transaction applies twice", w.chain.applied == 0, "%d replayed, %d applied", w.chain.refused+w.chain.applied, w.chain.applied)
 }
 

@@ -212,8 +212,13 @@ func (w *world) carry(f *flow) {
 		}
 	}
 	got, upGot := arrived[last], rising[0]
+	if got < down {
+		w.dropCarried += n
+		w.dropped += n - got - upGot
+	}
 	w.carried += got + upGot
-	f.acct.book(w, got+upGot, got+upGot)
+	// What a payer has sent it must believe to have arrived when its payee says so (meter.md section 4).
+	f.acct.book(w, got+upGot, got+min(up, uint64(float64(upGot)*f.gw.claims(f.acct))))
 	f.acct.agree(w.now, down, got, up, upGot)
 	for i, a := range f.hops {
 		u, v := a.ends[0], a.ends[1]
@@ -240,34 +245,46 @@ func (w *world) carry(f *flow) {
 
 // cause says why an honest home gets less than it wants.
 func (w *world) cause(f *flow) int {
-	switch {
-	case !f.acct.slow:
-		return slowRelay
-	case f.gw.hostile():
-		return slowBiller
-	case f.acct.ends[1].gap:
-		return slowGap
-	case f.acct.cut || w.chain.down:
-		return slowCut
+	a := f.acct
+	for i := 0; !a.slow && i < len(f.hops); i++ {
+		a = f.hops[i]
 	}
-	return slowOwes
+	switch {
+	case a.payee.hostile() && a == f.acct:
+		return slowBiller
+	case a.payee.hostile():
+		return slowPadding
+	case a.ends[1].gap:
+		return slowGap
+	case a.cut || w.chain.down:
+		return slowCut
+	case a.payer.hostile():
+		return slowDebtor
+	case a == f.acct:
+		return slowOwes
+	}
+	return slowRelay
 }
 
 // The causes.
 const (
 	slowBiller = iota
+	slowPadding
 	slowGap
 	slowCut
+	slowDebtor
 	slowRelay
 	slowOwes
 	slows
 )
 
 var slowNames = [slows]string{
-	"its gateway wants more than its own meter says, until it has left that gateway",
+	"its gateway wants more than its meter says, until it has left that gateway",
+	"a relay on its way wants more for carriage than the meters say, and holds the link back",
 	"traffic got lost on the way: the meters differ, until routing avoids the relay",
-	"the ledger was out of reach, and it had no tab yet",
-	"a relay holds a link back, for which the next one owes",
+	"the ledger was out of reach, and it or a relay had no tab yet",
+	"a relay on its way does not pay the next one",
+	"an honest relay owes the next one",
 	"it owes",
 }
 

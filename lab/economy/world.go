@@ -111,7 +111,10 @@ type world struct {
 	sybils            []sybil
 	slow              [slows]int64 // seconds of honest homes
 	usedHonest        int64
-	relays            int // most on a way
+	relays            int     // most on a way
+	dropShare         float64 // of homes, behind relays that drop, while nobody knows
+	dropCarried       uint64  // that went by them
+	dropped           uint64
 }
 
 func compare[T cmp.Ordered](a, b T) int { return cmp.Compare(a, b) }
