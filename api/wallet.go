@@ -67,7 +67,9 @@ type WalletAccount struct {
 	Paid     int64  `json:"paid_ncredit"` // promised by vouchers in all
 	Exposure uint64 `json:"exposure_bytes,omitempty"`
 	Tab      string `json:"tab,omitempty"`
-	TabLeft  int64  `json:"tab_left_ncredit,omitempty"`
+	TabLeft  int64  `json:"tab_left_ncredit,omitempty"`    // not promised yet
+	Claimed  int64  `json:"tab_claimed_ncredit,omitempty"` // as the ledger has it
+	Earmark  int64  `json:"tab_earmark_ncredit,omitempty"`
 	Gap      bool   `json:"gap,omitempty"` // the meters of both ends differ
 	Dry      bool   `json:"dry,omitempty"` // the month's cap is reached
 }

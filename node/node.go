@@ -164,6 +164,7 @@ func (n *Node) Serve(ctx context.Context) (err error) {
 	defer stopCore()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return n.sessions.Serve(core) })
+	g.Go(func() error { return n.plane.Serve(core) })
 	g.Go(func() error { return n.links.Serve(core) })
 	g.Go(func() error { return n.routing.serve(core) })
 	upper, upperCtx := errgroup.WithContext(ctx)

@@ -107,7 +107,11 @@ func newSharing(n *Node) (*sharing, error) {
 		Dir: n.opt.StateDir, Log: n.log.With("room", "meter"),
 		Sessions: s.readSessions, Session: s.readSession, Links: n.routing.readLinks,
 		Send: func(peer ident.PublicKey, payload []byte) error {
-			return n.sessions.SendAlong(peer, meterChannel, payload)
+			class := wire.ClassBulk
+			if b, err := meter.DecodeBeacon(payload); err == nil && b.Kind == meter.Outside {
+				class = wire.ClassGateway
+			}
+			return n.sessions.SendAlong(peer, meterChannel, payload, class)
 		},
 		NextHop: n.routing.nextHop, LinkLoss: n.routing.linkLoss, Penalise: n.routing.penalise, Notify: s.meterEvent,
 	}); err != nil {

@@ -49,10 +49,11 @@ type tabs struct {
 	members register
 	counts  counters
 
-	mu     sync.Mutex // guards what follows
-	wallet config.Wallet
-	slow   map[ident.NodeID]uint32 // neighbours that get the free tier alone for what they owe carriage for, kbit/s
-	told   map[pay.ID]pay.State    // what events have said of this node's own debts
+	mu      sync.Mutex // guards what follows
+	wallet  config.Wallet
+	account tx.Account              // as last heard
+	slow    map[ident.NodeID]uint32 // neighbours that get the free tier alone for what they owe carriage for, kbit/s
+	told    map[pay.ID]pay.State    // what events have said of this node's own debts
 }
 
 // rules are what the members have voted, in force now.
@@ -423,6 +424,8 @@ type counters struct {
 	carried map[accountKey]*carried
 	hauls   map[uint32]*haulage // by the index of the link
 	peaks   map[pay.ID]*peak
+	table   *route.Table   // of far
+	far     map[uint32]int // hops to the farthest node behind a link
 }
 
 // stint is the time for which a peer is this node's gateway, or its client.
@@ -440,8 +443,8 @@ type accountKey struct {
 
 // carried sums up the links to one neighbour in one role.
 type carried struct {
-	sum   [2]uint64 // sent, received
-	shown bool
+	base, sum [2]uint64 // sent, received: when billing began, and now
+	shown     bool
 }
 
 // haulKey names a counter of a link.
@@ -542,6 +545,12 @@ func (c *counters) carryLocked(view *meter.View) {
 		return int(hop.Hops)
 	}
 	_, serves := gateways[self]
+	if c.table != table {
+		c.table, c.far = table, map[uint32]int{}
+		for _, hop := range table.Routes() {
+			c.far[hop.Link] = max(c.far[hop.Link], int(hop.Hops))
+		}
+	}
 	seen := map[uint32]bool{}
 	for _, l := range r.linkList() {
 		peer, nb := l.Peer(), l.Neighbour()
@@ -556,12 +565,19 @@ func (c *counters) carryLocked(view *meter.View) {
 		if !ok {
 			ratio = 1000
 		}
+		// How many relays an upload has passed, its header says, which the user wrote: it counts up to what there can be.
+		beyond, here := c.far[l.ID()]-1, 0
+		for link, far := range c.far {
+			if link != l.ID() {
+				here = max(here, far)
+			}
+		}
 		for _, f := range nb.Handed() {
 			_, up := gateways[f.Dest]
 			switch n := h.more(f.Flow, true); {
 			case n == 0:
 			case up:
-				haul(h.earns, f.Flow, n, 0, int(f.Hops), 1000)
+				haul(h.earns, f.Flow, n, 0, min(int(f.Hops), here), 1000)
 			case f.Hops > 0 || serves: // what a user sends itself is nobody's download
 				haul(h.pays, f.Flow, n, 0, hops(f.Dest)-1, ratio)
 			}
@@ -571,7 +587,7 @@ func (c *counters) carryLocked(view *meter.View) {
 			switch n := h.more(f, false); {
 			case n == 0:
 			case up:
-				haul(h.pays, f, 0, n, int(f.Hops), 0)
+				haul(h.pays, f, 0, n, min(int(f.Hops), beyond), 0)
 			case f.Dest != self:
 				haul(h.earns, f, 0, n, hops(f.Dest), 0)
 			}
@@ -629,17 +645,26 @@ func (c *counters) sumLocked(k accountKey, sums *pay.Carried, last *[2]uint64, h
 
 func (c *counters) listLocked(now time.Time) []pay.Reading {
 	var out []pay.Reading
+	earns := c.t.self.Load() // who has no account bills nobody, and begins when there is one
 	for peer, s := range c.stints {
+		if s.role == pay.Payee && !earns {
+			s.base = s.last
+			continue
+		}
 		id := pay.ID{Peer: peer, Service: pay.Internet}
 		m := pay.Mark{Epoch: s.epoch, Sent: s.last[0] - s.base[0], Recv: s.last[1] - s.base[1]}
 		out = append(out, pay.Reading{ID: id, Role: s.role, Mark: m, Gap: s.gap})
 		c.paceLocked(id, m.Sent+m.Recv, now)
 	}
 	for k, s := range c.carried {
+		if k.role == pay.Payee && !earns {
+			s.base, s.shown = s.sum, true
+			continue
+		}
 		id := pay.ID{Peer: k.peer, Service: pay.Carriage}
 		m := pay.Mark{Epoch: c.epoch}
 		if s.shown { // an account begins at zero, or what has moved already would not be billed
-			m.Sent, m.Recv = s.sum[0], s.sum[1]
+			m.Sent, m.Recv = s.sum[0]-s.base[0], s.sum[1]-s.base[1]
 		}
 		s.shown = true
 		out = append(out, pay.Reading{ID: id, Role: k.role, Mark: m})
@@ -712,6 +737,20 @@ func (s settler) Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte,
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// look is Tab without the anchor.
+func (s settler) look(ctx context.Context, id tx.TabID) (t tx.Tab, err error) {
+	cl := s.c.client()
+	defer cl.Close()
+	b, _, err := s.c.record(ctx, cl, tx.StateKeyTab(id))
+	if err == nil && len(b) == 0 {
+		err = pay.ErrNoTab
+	}
+	if err == nil {
+		err = tx.Decode(b, &t)
+	}
+	return t, err
 }
 
 func (s settler) Submit(ctx context.Context, body tx.Body) ([]byte, error) {

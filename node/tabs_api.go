@@ -48,15 +48,25 @@ func (n *Node) Wallet(ctx context.Context) (api.Wallet, error) {
 	}
 	limit, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if a, err := (settler{n.coop}).Account(limit); err == nil {
-		out.Balance, out.Limit = a.Balance, a.Limit
-		out.Available = a.Balance + a.Limit
-	} else if out.Why == "" {
-		out.Why = "the ledger does not answer now; tabs go on without it: " + plain(err).Error()
+	a, err := (settler{n.coop}).Account(limit)
+	t.mu.Lock()
+	if err == nil {
+		t.account = a
+	} else {
+		a = t.account // as it was last
 	}
-	for _, a := range v.Accounts { // what is set aside in tabs can be spent too
-		if a.Role == pay.Payer {
-			out.Available += a.Left
+	t.mu.Unlock()
+	out.Balance, out.Limit, out.Available = a.Balance, a.Limit, a.Balance+a.Limit
+	if err != nil && out.Why == "" {
+		out.Why = "the ledger does not answer now, so the balance is the last that is known; tabs go on without it: " + plain(err).Error()
+	}
+	for i, a := range v.Accounts { // what is set aside in tabs can be spent too
+		if a.Role != pay.Payer || a.Tab.Earmark == 0 {
+			continue
+		}
+		out.Available += a.Left
+		if tab, err := (settler{n.coop}).look(limit, a.Tab.ID); err == nil {
+			out.Accounts[i].Claimed, out.Accounts[i].Earmark = tab.Claimed, tab.Earmark
 		}
 	}
 	if out.Price > 0 {

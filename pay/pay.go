@@ -69,8 +69,10 @@ const (
 	settleEvery  = time.Minute
 	signSpacing  = 500 * time.Millisecond // at most two vouchers a second to one payee
 	signEvery    = 10 * time.Second       // also when little is owed
-	notice       = time.Minute            // before a price may rise
+	notice       = time.Minute            // before a price may rise, and between quotes
+	fallEvery    = 5 * time.Second        // between lower ones
 	quoteLife    = 24 * time.Hour
+	refusedEvery = 10 * time.Second // between questions whether a price that is too high has fallen
 	bookEvery    = time.Second // vouchers of payers that are in no need: one write for all
 	statusMin    = 500 * time.Millisecond
 	statusSlow   = 5 * time.Second
@@ -271,11 +273,13 @@ func (p *Pay) SetWallet(w Wallet) {
 	for _, d := range p.debits {
 		d.openAt, d.lookAt, d.opens = time.Time{}, time.Time{}, 0
 		if d.Quote.Price > w.MaxPrice { // from now on: nothing is counted until there is a price that suits
-			d.refused, d.Quote, d.quotes, d.dirty = uint64(d.Quote.Price), Quote{}, nil, true
+			d.refused, d.Quote, d.dirty = uint64(d.Quote.Price), Quote{}, true
+			d.quotes, d.askedAt = nil, time.Time{}
 		}
 	}
 	p.mu.Unlock()
 	nudge(p.kick)
+	nudge(p.wake)
 }
 
 func nudge(c chan struct{}) {

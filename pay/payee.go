@@ -209,7 +209,11 @@ func (p *Pay) quoteLocked(c *credit, t *Tariff, now time.Time) {
 	}
 	price = min(price, t.PriceMost)
 	stale := now.Unix() > newest.Until-int64(quoteLife/time.Second)/2
-	if newest.Seq != 0 && price == newest.Price && !stale || !c.quotedAt.IsZero() && now.Sub(c.quotedAt) < notice {
+	spacing := notice
+	if price < c.Quote.Price { // such as when the members have voted a lower one: who is refused earns nothing
+		spacing = fallEvery
+	}
+	if newest.Seq != 0 && price == newest.Price && !stale || !c.quotedAt.IsZero() && now.Sub(c.quotedAt) < spacing {
 		return
 	}
 	from := now.Unix()

@@ -90,7 +90,8 @@ func (p *Pay) meterDebitLocked(d *debit, r *Reading, now time.Time) {
 		d.Seen, d.Last, d.dirty = true, r.Mark, true
 	}
 	if d.Quote.Seq == 0 {
-		if d.askedAt.IsZero() || now.Sub(d.askedAt) >= time.Second && r.since(&d.Last) > 0 {
+		again := now.Sub(d.askedAt)
+		if d.askedAt.IsZero() || again >= time.Second && r.since(&d.Last) > 0 || again >= refusedEvery && d.refused != 0 {
 			d.askedAt = now
 			p.sendLocked(d.Peer, &Ask{d.Service})
 		}

@@ -142,11 +142,7 @@ func (o *outbound) seal(s *Session, k *keypair, room int, p *tun.Packet) {
 	most := room - overhead // the largest IP packet that fits
 	switch {
 	case ip[0]&innerTypeMask == innerMessage:
-		class := wire.ClassControl
-		if p.Partial { // of a message: it goes along with outside packets
-			class = wire.ClassGateway
-		}
-		o.add(s, k, class, ip, false)
+		o.add(s, k, wire.Class(p.SegSize), ip, false) // of a message: its class
 		return
 	case outside(ip):
 		o.sealOutside(s, k, p, most)

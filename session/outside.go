@@ -20,21 +20,18 @@ var ErrNoRoom = errors.New("no room for another session")
 //
 // It is control traffic, which goes before all other.
 func (m *Manager) SendMessage(peer ident.PublicKey, channel byte, payload []byte) error {
-	return m.message(peer, channel, payload, false)
+	return m.SendAlong(peer, channel, payload, wire.ClassControl)
 }
 
-// SendAlong is SendMessage for what speaks of outside packets: it takes its turn among them, and so arrives in order with them.
-func (m *Manager) SendAlong(peer ident.PublicKey, channel byte, payload []byte) error {
-	return m.message(peer, channel, payload, true)
-}
-
-func (m *Manager) message(peer ident.PublicKey, channel byte, payload []byte, along bool) error {
+// SendAlong is SendMessage in another class, for what speaks of that class's packets: it takes its turn among them, and so arrives
+// in order with them.
+func (m *Manager) SendAlong(peer ident.PublicKey, channel byte, payload []byte, class wire.Class) error {
 	if len(payload) > MaxMessage {
 		return fmt.Errorf("message of %d bytes: at most %d", len(payload), MaxMessage)
 	}
 	b := make([]byte, messageHeader, messageHeader+len(payload))
 	b[0], b[1] = innerMessage, channel
-	return m.sendOwn(peer, tun.Packet{Data: append(b, payload...), Partial: along}) // for want of a better place, see seal
+	return m.sendOwn(peer, tun.Packet{Data: append(b, payload...), SegSize: uint16(class)}) // for want of a better place, see seal
 }
 
 // SendOutside sends outside packets through the session with peer, whole or super-packets, as if the host gave them now. It

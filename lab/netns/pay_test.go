@@ -5,6 +5,7 @@ package netns
 import (
 	"context"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,34 +19,36 @@ type paid struct {
 	c *commons
 }
 
-// payingVillage: gina has the line, rick is between, una uses it, and vic hangs at rick too. All are members; una and vic have money.
-func payingVillage(t *testing.T, found ...string) paid {
+// payingVillage: kim keeps the ledger, gina has the line, rick is between, una uses it, and vic hangs at rick too. All are members;
+// una and vic have money.
+func payingVillage(t *testing.T, mbit float64) paid {
 	t.Helper()
 	s := newShared(t)
 	if err := engine(); err != nil {
 		t.Fatal(err)
 	}
+	s.node("kim", 0, "")
 	s.node("gina", 0, upstream)
 	s.node("rick", 0, "")
 	s.node("una", 0, "")
 	s.node("vic", 0, "")
-	s.line(Shape{}, "gina", "rick", "una")
+	s.line(Shape{}, "kim", "gina", "rick", "una")
 	s.line(Shape{}, "rick", "vic")
-	s.uplink("gina", 0)
+	s.uplink("gina", mbit*1e6)
 	s.start()
 	c := &commons{s.World, t, s.ctx}
-	reach(t, s.ctx, s.World, "gina", "una", 15*time.Second)
-	reach(t, s.ctx, s.World, "gina", "vic", 15*time.Second)
-	c.run("gina", append([]string{"coop", "found", "--name", "Oak", "--called", "Gina", "--set", "vote.window=3600", "--set", "member.vouch_age=0",
-		"--set", "vote.notice=0"}, found...)...)
-	for _, n := range []string{"rick", "una", "vic"} {
-		c.run(n, "coop", "join", "gina")
+	reach(t, s.ctx, s.World, "kim", "una", 15*time.Second)
+	reach(t, s.ctx, s.World, "kim", "vic", 15*time.Second)
+	c.run("kim", "coop", "found", "--name", "Oak", "--called", "Kim", "--set", "vote.window=3600", "--set", "member.vouch_age=0", "--set", "vote.notice=0")
+	for _, n := range []string{"gina", "rick", "una", "vic"} {
+		c.run(n, "coop", "join", "kim")
 	}
-	c.admit("gina", "rick", "Rick")
-	c.admit("gina", "una", "Una", "rick")
-	c.admit("gina", "vic", "Vic", "rick")
-	c.run("gina", "coop", "deposit", "Una", "20.00", "receipt 1")
-	c.run("gina", "coop", "deposit", "Vic", "20.00", "receipt 2")
+	c.admit("kim", "gina", "Gina")
+	c.admit("kim", "rick", "Rick", "gina")
+	c.admit("kim", "una", "Una", "gina")
+	c.admit("kim", "vic", "Vic", "gina")
+	c.run("kim", "coop", "deposit", "Una", "20.00", "receipt 1")
+	c.run("kim", "coop", "deposit", "Vic", "20.00", "receipt 2")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -94,7 +97,7 @@ func (p paid) meter(node, with string) uint64 {
 
 // Members pay for the line that one of them shares, and the one between is paid for carrying.
 func TestPay(t *testing.T) {
-	p := payingVillage(t)
+	p := payingVillage(t, 0)
 	c := p.c
 	const asked = "0.20/GB"
 	c.run("una", "wallet", "cap", "10.00")
@@ -127,31 +130,171 @@ func TestPay(t *testing.T) {
 			t.Errorf("una paid %d ncredit; by %s's meter %d bytes cost %d, and the gap is %d", -spent, at, billed, want, gap)
 		}
 	}
-	if want := pay.Cost(p.account("rick", "gina", "payee", "carriage").Bytes, w.Carriage); carried != want {
-		t.Errorf("rick got %d ncredit, want %d", carried, want)
+	hauled := p.account("rick", "gina", "payee", "carriage").Bytes
+	if want, gap := pay.Cost(hauled, w.Carriage), pay.Cost(pay.Gap(hauled), w.Carriage); carried < want-gap || carried > want+gap {
+		t.Errorf("rick got %d ncredit, want %d, within %d", carried, want, gap)
 	}
 	t.Logf("una paid %d ncredit for %d billed bytes at %d ncredit/MiB; gina has %d of it and rick %d", -spent, a.Bytes, a.Price, earned, carried)
 	for _, n := range []string{"una", "gina", "rick"} {
 		c.run(n, "wallet", "audit")
 		c.run(n, "wallet", "bill")
 	}
-	c.run("gina", "coop", "audit")
+
+	// What the members vote is in force without anybody's doing: prices have fallen, and the next bytes cost less.
+	c.run("una", "coop", "propose", "--set", "tariff.price_most=100000", "--set", "tariff.carriage=2000")
+	for _, n := range []string{"kim", "gina", "rick", "una", "vic"} {
+		c.vote(n, "1")
+	}
+	c.until("the new prices are in force everywhere", func() bool {
+		return p.wallet("una").Price == 100000 && p.wallet("rick").Carriage == 2000 && p.wallet("gina").Carriage == 2000
+	})
+	was := *p.account("gina", "una", "payee", "internet")
+	una.download("http://"+WebAddr4.String()+"/big", size, "-r", "0-"+strconv.Itoa(size-1))
+	p.paidUp("gina", "una", "internet", was.Bytes+size)
+	p.paidUp("rick", "gina", "carriage", hauled+size)
+	now := *p.account("gina", "una", "payee", "internet")
+	if got, want, gap := now.Paid-was.Paid, pay.Cost(now.Bytes-was.Bytes, 100000), pay.Cost(pay.Gap(size), 100000); got < want-gap || got > want+gap {
+		t.Errorf("after the vote %d bytes cost %d ncredit, want %d at the new price", now.Bytes-was.Bytes, got, want)
+	}
+
+	// Tabs need no ledger. While it is out of reach they go on; when it is back all is claimed, once.
+	c.run("rick", "wallet", "settle")
+	c.run("gina", "wallet", "settle")
+	u, g, r := p.balance("una"), p.balance("gina"), p.balance("rick")
+	link, err := p.Link("kim", "gina")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []string{"kim", "gina"} {
+		if err := p.SetSilent(link, end, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was = *p.account("gina", "una", "payee", "internet")
+	if rate := una.download("http://"+WebAddr4.String()+"/big", size, "-r", "0-"+strconv.Itoa(size-1)); rate < 20e6 {
+		t.Errorf("without the ledger una gets %.0f Mbit/s", rate/1e6)
+	}
+	p.paidUp("gina", "una", "internet", was.Bytes+size)
+	if said := c.refused("gina", "wallet", "settle"); !strings.Contains(said, "nothing is lost") {
+		t.Errorf("without the ledger, claiming says: %s", said)
+	}
+	for _, end := range []string{"kim", "gina"} {
+		if err := p.SetSilent(link, end, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // the second time there is nothing left
+		for _, n := range []string{"rick", "gina"} {
+			c.until(n+" can claim again", func() bool { return p.Weft(p.ctx, n, nil, "wallet", "settle") == nil })
+		}
+	}
+	dug, dg, dr := p.balance("una")-u, p.balance("gina")-g, p.balance("rick")-r
+	if dug >= 0 || dg <= 0 || dr <= 0 || dug+dg+dr != 0 {
+		t.Errorf("after the partition una %d, gina %d, rick %d ncredit", dug, dg, dr)
+	}
+	for _, n := range []string{"una", "gina", "rick"} {
+		c.run(n, "wallet", "audit")
+		c.run(n, "wallet", "bill")
+	}
+	c.run("kim", "coop", "audit")
 }
 
-func (p paid) offer(node, price string) {
-	p.c.run(node, "gateway", "offer", "--price", price)
+// Who reaches the limit has the free tier, and nobody else notices. Who is killed loses no credit, and makes none.
+func TestPayLimit(t *testing.T) {
+	const line = 40 // Mbit/s
+	p := payingVillage(t, 0)
+	c := p.c
+	c.run("una", "wallet", "cap", "0.01") // some 50 MB
+	c.run("vic", "wallet", "cap", "10.00")
+	c.run("gina", "wallet", "cap", "10.00")
+	p.offer("gina", "0.20/GB", "--down", "40M", "--up", "40M")
+	c.run("una", "gateway", "use", "auto")
+	c.run("vic", "gateway", "use", "auto")
+	una, vic := p.browser("una"), p.browser("vic")
+	p.online(una, 20*time.Second)
+	p.online(vic, 20*time.Second)
+	c.until("they know the price", func() bool { return p.wallet("una").Price > 0 && p.wallet("vic").Price > 0 })
+
+	go una.try("-m", "120", "-o", "/dev/null", "http://"+WebAddr4.String()+"/big") // ends with the world
+	c.until("una has used up what she allows, and has the free tier", func() bool {
+		a := p.account("gina", "una", "payee", "internet")
+		return a != nil && a.State == "throttled"
+	})
+	a := p.account("gina", "una", "payee", "internet")
+	rate := uint64(2 * line * 1e6 / 8)
+	if bound := pay.Cost(a.Exposure+rate*uint64((pay.DetectTime+pay.ShapeTime)/time.Millisecond)/1000, a.Price); a.Owed > bound {
+		t.Errorf("una owes %d ncredit, the bound is %d", a.Owed, bound)
+	}
+	wait(p.ctx, pay.ShapeTime)
+	before := p.meter("una", "gina")
+	begin := time.Now()
+	if got := vic.download("http://"+WebAddr4.String()+"/big", 20e6, "-r", "0-"+strconv.Itoa(20e6-1)); got < 0.7*line*1e6 {
+		t.Errorf("beside una, vic gets %.1f of %d Mbit/s", got/1e6, line)
+	}
+	vic.page("web\n", "http://"+WebAddr4.String()+"/")
+	una.page("web\n", "-m", "20", "http://"+WebAddr4.String()+"/") // light browsing goes on beside the download
+	reach(t, p.ctx, p.World, "una", "vic", time.Second)            // and the mesh is free
+	wait(p.ctx, max(0, 4*time.Second-time.Since(begin)))
+	took := time.Since(begin).Seconds() + 1 // the meter is a second behind
+	w := p.wallet("una")
+	got, most := float64(p.meter("una", "gina")-before)*8, float64(w.FreeKbit)*1000*took*1.1+8*128<<10
+	if got > most {
+		t.Errorf("in the free tier una got %.0f kbit in %.1f s, at most %.0f", got/1000, took, most/1000)
+	}
+	t.Logf("in the free tier una gets %.0f kbit/s", got/1000/took)
+	if !strings.Contains(w.Why, "weft wallet cap") {
+		t.Errorf("una is told: %q", w.Why)
+	}
+	c.run("una", "wallet", "cap", "10.00")
+	c.until("una has the full rate again", func() bool { return p.account("gina", "una", "payee", "internet").State != "throttled" })
+
+	// Killed in the middle of it, both go on where they were.
+	for _, dead := range []string{"una", "gina"} {
+		u, g, r := p.balance("una"), p.balance("gina"), p.balance("rick")
+		if err := p.Kill(dead); err != nil {
+			t.Fatal(err)
+		}
+		if proc := p.Process(dead); proc != nil {
+			_ = proc.Stop(5 * time.Second)
+		}
+		p.start(dead)
+		p.online(una, 30*time.Second)
+		p.online(vic, 30*time.Second)
+		for _, n := range []string{"rick", "gina"} {
+			c.until(n+" can claim", func() bool { return p.Weft(p.ctx, n, nil, "wallet", "settle") == nil })
+		}
+		c.until("all credit is somewhere", func() bool {
+			du, dg, dr := p.balance("una")-u, p.balance("gina")-g, p.balance("rick")-r
+			return du <= 0 && du+dg+dr <= 0
+		})
+	}
+	c.run("kim", "coop", "audit")
+	for _, n := range []string{"una", "gina", "rick", "vic"} {
+		c.run(n, "wallet", "audit")
+	}
+}
+
+func (p paid) offer(node, price string, more ...string) {
+	p.c.run(node, append([]string{"gateway", "offer", "--price", price}, more...)...)
 	p.c.until(node+" shares its line", func() bool {
 		var g api.Gateway
 		return p.Weft(p.ctx, node, &g, "gateway") == nil && g.Offer.Active
 	})
 }
 
-// paidUp waits until the payee has vouchers for all that it carried, which is more than bytes.
+// paidUp waits until nothing more comes, and the payee has vouchers for all that it carried, which is more than bytes.
 func (p paid) paidUp(payee, payer, service string, bytes uint64) {
 	p.t.Helper()
+	var last uint64
 	p.c.until(payer+" has signed for the "+service+" that "+payee+" carried", func() bool {
+		wait(p.ctx, 2*time.Second) // the meter's beacons come each second
 		a := p.account(payee, payer, "payee", service)
-		return a != nil && a.Bytes > bytes && a.Paid > 0 && a.Owed <= 0
+		if a == nil {
+			return false
+		}
+		quiet := a.Bytes-last < 100e3
+		last = a.Bytes
+		return quiet && a.Bytes > bytes && a.Paid > 0 && a.Owed < 1000
 	})
 }
 
@@ -162,7 +305,7 @@ func (p paid) balance(node string) int64 {
 	sum := w.Balance
 	for _, a := range w.Accounts {
 		if a.Role == "payer" {
-			sum += a.TabLeft
+			sum += a.Earmark - a.Claimed
 		}
 	}
 	return sum
