@@ -88,6 +88,7 @@ fuzz:
 soak:
 	WEFT_SIM_NODES=1000 go test -count=1 -timeout 30m -run Large -v ./lab/sim
 	WEFT_SOAK=1 go test -count=1 -timeout 30m -tags engine -run TestKill ./ledger/bft
+	WEFT_SOAK=1 go test -count=1 -timeout 90m -tags engine -run TestMonth -v ./ledger/bft
 	WEFT_SOAK=1 go test -count=1 -timeout 30m -run 'Meters|Gateway' ./lab/netns
 	@i=0; while go test -count=1 -shuffle=on ./... >soak.log 2>&1; do i=$$((i+1)); echo "round $$i passed"; done; cat soak.log; exit 1
 

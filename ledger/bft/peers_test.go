@@ -131,3 +131,33 @@ func TestWanted(t *testing.T) {
 		t.Errorf("an engine that nobody let in tries %v", l)
 	}
 }
+
+// When all validators are there and yet no block comes, the status says so, by the heartbeat that is overdue.
+func TestOverdue(t *testing.T) {
+	var e *engine
+	w := newNetwork(t, 1, 1, 3, 0, func(_ int, c *Config) { c.hook = func(x *engine) { e = x } })
+	w.start()
+	p := w.peers[0]
+	p.height(p.pay(0, 1, 1).Height + 1) // the proof block; after it nothing happens for a minute
+	late := func(d time.Duration) string {
+		e.app.mu.Lock()
+		e.app.committed = time.Now().Add(-d)
+		e.app.mu.Unlock()
+		return p.status().Halted
+	}
+	if said := late(time.Minute); said != "" { // the heartbeat is a minute
+		t.Errorf("on time, but: %s", said)
+	}
+	if said := late(time.Minute + overdue + time.Second); !strings.HasPrefix(said, "no block for 73 s, with 0 transactions waiting, though 1 of 1 validators are reachable") {
+		t.Errorf("overdue, but: %q", said)
+	}
+	p.pay(0, 1, 2)
+	if said := p.status().Halted; said != "" {
+		t.Errorf("a block has come, but: %s", said)
+	}
+	w.stop(0)
+	w.again(0)
+	if said := p.status().Halted; said != "" {
+		t.Errorf("just started, but: %s", said)
+	}
+}
