@@ -68,11 +68,15 @@ func (c *coop) prepareFrom(ctx context.Context, exe string, f coopFile, key iden
 			return err
 		}
 	}
+	trust := filepath.Join(c.engine(), bftclient.TrustFile)
 	if s.Begin == 0 {
+		if err := os.Remove(trust); !errors.Is(err, os.ErrNotExist) { // of an earlier time
+			return err
+		}
 		return nil
 	}
 	c.n.log.Info("the ledger here is empty: it begins with a snapshot", "from", c.n.routing.nameOf(key), "block", s.Height)
-	return config.WriteFile(filepath.Join(c.engine(), bftclient.TrustFile), bftclient.Trust(s))
+	return config.WriteFile(trust, bftclient.Trust(s))
 }
 
 // dialKeeper connects to the ledger of the node that has a key.
