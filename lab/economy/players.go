@@ -305,6 +305,8 @@ type sybil struct {
 	a *account
 }
 
+const sybilStay = 60 // seconds
+
 // newcomers are strangers with fresh keys at honest gateways: they take what they are given for some minutes.
 func (w *world) newcomers() {
 	for range 2 {
@@ -321,7 +323,7 @@ func (w *world) newcomers() {
 		}
 		g := honest[w.rng.IntN(len(honest))]
 		a := w.account(n, g, pay.Internet)
-		f := &flow{home: n, gw: g, from: w.now, until: w.now + 60, version: -1, acct: a}
+		f := &flow{home: n, gw: g, from: w.now, until: w.now + sybilStay, version: -1, acct: a}
 		w.flows = append(w.flows, f)
 		w.route(f)
 		w.sybils = append(w.sybils, sybil{n, a})

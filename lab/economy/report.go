@@ -48,6 +48,7 @@ type Row struct {
 	FreeTier int64  `json:"free_tier"` // unpaid, within the free tier or forgiven at its rate: what the community has voted to give
 	Lost     int64  `json:"lost"`      // by honest ones beyond that; below 0: they have gained
 	Worst    int64  `json:"worst"`     // lost in the account that came nearest to its bound
+	Rule     string `json:"rule"`      // what the bound is
 	Bound    int64  `json:"bound"`     // of that account
 	Broken   int    `json:"broken"`    // accounts above their bound
 }
@@ -71,6 +72,24 @@ type Day struct {
 	Bytes    uint64 `json:"bytes"`    // so far
 	Gateways int64  `json:"gateways"` // what their balances and tabs have gained since the beginning
 	Homes    int64  `json:"homes"`    // the same of all others
+}
+
+// rule is the bound in words: p is the price, R the highest rate that the account saw, E and T as in pay.md section 4.
+func rule(p Player, role pay.Role) string {
+	served := fmt.Sprintf("p·(E + R·%v), T for p·E without a tab", detect+pay.ShapeTime)
+	switch {
+	case p == Sybil:
+		return fmt.Sprintf("p·R·%v for each key, beyond the guests' free tier", Step+pay.ShapeTime)
+	case p == UnderReporter && role == pay.Payer:
+		return served + fmt.Sprintf(", and p·R·%v once, till the gap acts", gapSeen+detect+pay.ShapeTime)
+	case p == SlyReporter && role == pay.Payer:
+		return served + ", and p·g each 10 s"
+	case role == pay.Payee && (p == RebootHome || p == RebootGateway || p == RebootRelay):
+		return served + fmt.Sprintf(", and p·R·%v each time", meterKept+Step)
+	case role == pay.Payee:
+		return fmt.Sprintf("p·(%d MiB + %d ‰)", pay.GapBytes>>20, pay.GapPermille)
+	}
+	return served
 }
 
 // mark notes the day's end.
@@ -128,7 +147,7 @@ func (w *world) report() (*Report, error) {
 	row := func(p Player, role pay.Role, n *node) *Row {
 		k := key{p, role}
 		if rows[k] == nil {
-			rows[k], nodes[k] = &Row{Player: p.String(), What: playerNames[p].what, Role: role.String()}, map[*node]bool{}
+			rows[k], nodes[k] = &Row{Player: p.String(), What: playerNames[p].what, Role: role.String(), Rule: rule(p, role)}, map[*node]bool{}
 		}
 		nodes[k][n] = true
 		rows[k].Nodes = len(nodes[k])
@@ -167,8 +186,9 @@ func (w *world) report() (*Report, error) {
 		}
 		if o.payer.kind == Sybil {
 			t := w.chain.tariff
-			bound := pay.Cost(o.peak*2+uint64(t.GuestKbit)*125*60, priceBefore)
-			take(row(Sybil, pay.Payer, o.payer), o.value, o.booked, 0, o.value-o.booked, bound)
+			free := min(pay.Cost(uint64(t.GuestKbit)*125*sybilStay, priceBefore), o.value)
+			bound := pay.Cost(uint64(float64(o.peak)*(Step+pay.ShapeTime).Seconds()), priceBefore)
+			take(row(Sybil, pay.Payer, o.payer), o.value, o.booked, free, o.value-free, bound)
 			continue
 		}
 		free += o.freeTier
@@ -376,7 +396,7 @@ func (r *Report) WriteHTML(w io.Writer) error {
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{"money": money}).Parse(`<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"/><title>Weft: who lost what</title>
 <style>body{font:15px/1.4 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}table{border-collapse:collapse;font-size:13px}
-th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}.bad{color:#c0392b;font-weight:bold}
+th,td{padding:.25em .6em;text-align:right;border-bottom:1px solid #ddd}td:first-child,th:first-child,.left{text-align:left}.bad{color:#c0392b;font-weight:bold}
 svg{max-width:100%;height:auto}text{font-size:12px;fill:#222}</style></head><body>
 <h1>Who lost what</h1>
 <p>{{.Homes}} homes, {{.Gateways}} gateways and {{.Relays}} relays for {{.Days}} days in virtual time (seed {{.Seed}}, a step is {{.Step}}): {{.GB}} GB, {{.Vouchers}} vouchers,
@@ -387,8 +407,8 @@ svg{max-width:100%;height:auto}text{font-size:12px;fill:#222}</style></head><bod
 {{range .Bars}}<text x="290" y="{{.Text}}" text-anchor="end">{{.Player}} as {{.Role}}</text><rect x="300" y="{{.Y}}" width="{{printf "%.1f" .Width}}" height="16" fill="{{.Colour}}"><title>{{.What}}</title></rect>
 <text x="{{$.Limit}}" y="{{.Text}}" dx="70">{{money .Worst}} of {{money .Bound}}</text>
 {{end}}<line x1="{{.Limit}}" y1="10" x2="{{.Limit}}" y2="{{.Height}}" stroke="#c0392b" stroke-dasharray="4 3"/><text x="{{.Limit}}" y="10" text-anchor="middle">bound</text></svg>
-<table><tr><th>player</th><th>as</th><th>nodes</th><th>accounts</th><th>carried for</th><th>paid</th><th>free tier</th><th>honest lost</th><th>worst account</th><th>its bound</th><th>what it does</th></tr>
-{{range .Players}}<tr><td>{{.Player}}</td><td>{{.Role}}</td><td>{{.Nodes}}</td><td>{{.Accounts}}</td><td>{{money .Value}}</td><td>{{money .Paid}}</td><td>{{money .FreeTier}}</td><td>{{money .Lost}}</td><td>{{money .Worst}}</td><td>{{money .Bound}}</td><td style="text-align:left">{{.What}}</td></tr>
+<table><tr><th>player</th><th>as</th><th>nodes</th><th>accounts</th><th>carried for</th><th>paid</th><th>free tier</th><th>honest lost</th><th>worst account</th><th>its bound</th><th class="left">the bound is</th><th class="left">what it does</th></tr>
+{{range .Players}}<tr><td>{{.Player}}</td><td>{{.Role}}</td><td>{{.Nodes}}</td><td>{{.Accounts}}</td><td>{{money .Value}}</td><td>{{money .Paid}}</td><td>{{money .FreeTier}}</td><td>{{money .Lost}}</td><td>{{money .Worst}}</td><td>{{money .Bound}}</td><td class="left">{{.Rule}}</td><td class="left">{{.What}}</td></tr>
 {{end}}</table>
 <h2>Money on the ledger, day by day</h2>
 <svg viewBox="0 0 900 240" role="img" aria-label="What gateways and homes hold on the ledger since the beginning"><line x1="60" y1="120" x2="880" y2="120" stroke="#999"/>
@@ -397,9 +417,9 @@ svg{max-width:100%;height:auto}text{font-size:12px;fill:#222}</style></head><bod
 {{end}}</svg>
 <h2>Who was held back</h2>
 <p>Honest homes used their lines for {{.HonestSeconds}} s. They had less than they wanted for</p>
-<table>{{range .Slow}}<tr><td>{{.Seconds}} s</td><td style="text-align:left">{{.Why}}</td></tr>
+<table>{{range .Slow}}<tr><td>{{.Seconds}} s</td><td class="left">{{.Why}}</td></tr>
 {{end}}</table>
 <h2>What holds for all</h2>
-<table>{{range .Checks}}<tr><td{{if not .OK}} class="bad"{{end}}>{{.Verdict}}</td><td style="text-align:left">{{.Name}}</td><td style="text-align:left">{{.Text}}</td></tr>
+<table>{{range .Checks}}<tr><td{{if not .OK}} class="bad"{{end}}>{{.Verdict}}</td><td class="left">{{.Name}}</td><td class="left">{{.Text}}</td></tr>
 {{end}}</table></body></html>
 `))
