@@ -417,17 +417,19 @@ const (
 // follower is an engine that asked to be let in: to learn, not to vote.
 type follower struct {
 	id     p2p.ID
-	member bool      // it runs on a member's node
-	asked  time.Time // last
+	on     ident.PublicKey // its node, zero if that is not known
+	member bool            // whose owner is a member
+	asked  time.Time       // last
 }
 
-// follow lets an engine connect to this one, which does not dial it, for followFor. Members' nodes go first: when there is no room,
-// one takes the place of the stranger that asked longest ago. Validators and the owner's own peers need no place and lose none.
-func (e *engine) follow(id p2p.ID, member bool, now time.Time) error {
+// follow lets an engine connect to this one, which does not dial it, for followFor; one of each node. Members' nodes go first: when there is
+// no room, one takes the place of the stranger that asked longest ago. Validators and the owner's own peers need no place and lose none.
+func (e *engine) follow(id p2p.ID, on ident.PublicKey, now time.Time) error {
+	member := e.app.isMember(on)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	strangers, oldest := 0, -1
-	e.followers = slices.DeleteFunc(e.followers, func(f follower) bool { return f.id == id || now.Sub(f.asked) > followFor })
+	e.followers = slices.DeleteFunc(e.followers, func(f follower) bool { return f.id == id || !on.IsZero() && f.on == on || now.Sub(f.asked) > followFor })
 	for i, f := range e.followers {
 		if f.member {
 			continue
@@ -444,7 +446,7 @@ func (e *engine) follow(id p2p.ID, member bool, now time.Time) error {
 	case len(e.followers) >= maxFollowers:
 		e.followers = slices.Delete(e.followers, oldest, oldest+1)
 	}
-	e.followers = append(e.followers, follower{id, member, now})
+	e.followers = append(e.followers, follower{id, on, member, now})
 	e.allowLocked()
 	return nil
 }

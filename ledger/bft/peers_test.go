@@ -21,7 +21,7 @@ func engineName(i int) string { return fmt.Sprintf("%040x", i) }
 // not asked for long is forgotten.
 func TestFollowersTakeNoPlace(t *testing.T) {
 	var e *engine
-	w := newNetwork(t, 2, 2, 3, 0, func(i int, c *Config) {
+	w := newNetwork(t, 2, 2, 50, 0, func(i int, c *Config) {
 		if i == 0 {
 			c.hook = func(x *engine) { e = x }
 		}
@@ -29,7 +29,8 @@ func TestFollowersTakeNoPlace(t *testing.T) {
 	w.start()
 	w.meet(1)
 	c, ctx := w.peers[0].client, context.Background()
-	member := founder(t, 1).Public()
+	members := 0
+	member := func() ident.PublicKey { members++; return founder(t, members).Public() }
 	letIn := func(i int) bool {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -41,7 +42,7 @@ func TestFollowersTakeNoPlace(t *testing.T) {
 		return false
 	}
 	for i := range maxStrangers {
-		if err := c.LetFollow(ctx, engineName(i), agent(t, "stranger").Public()); err != nil {
+		if err := c.LetFollow(ctx, engineName(i), agent(t, fmt.Sprint("stranger ", i)).Public()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -51,26 +52,31 @@ func TestFollowersTakeNoPlace(t *testing.T) {
 	if err := c.LetFollow(ctx, engineName(0), ident.PublicKey{}); err != nil {
 		t.Errorf("one that asks again: %v", err)
 	}
-	for i := range maxFollowers - maxStrangers {
-		if err := c.LetFollow(ctx, engineName(100+i), member); err != nil {
+	for i := range 3 * maxFollowers { // one node with many engines has the place of one
+		if err := c.LetFollow(ctx, engineName(5000+i), founder(t, 0).Public()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range maxFollowers - maxStrangers - 1 {
+		if err := c.LetFollow(ctx, engineName(100+i), member()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if !letIn(0) || !letIn(1) || !letIn(100) {
 		t.Error("followers are not let in")
 	}
-	if err := c.LetFollow(ctx, engineName(200), member); err != nil {
+	if err := c.LetFollow(ctx, engineName(200), member()); err != nil {
 		t.Fatal(err)
 	}
 	if letIn(1) || !letIn(0) || !letIn(200) || len(e.followers) != maxFollowers {
 		t.Errorf("a member's node did not take the place of the stranger that asked longest ago: %v", e.followers)
 	}
 	for i := range maxStrangers - 1 {
-		if err := c.LetFollow(ctx, engineName(201+i), member); err != nil {
+		if err := c.LetFollow(ctx, engineName(201+i), member()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := c.LetFollow(ctx, engineName(300), member); err == nil || letIn(300) {
+	if err := c.LetFollow(ctx, engineName(300), member()); err == nil || letIn(300) {
 		t.Error("there is room for one too many")
 	}
 	// The owner's list is as long as ever, and the validator is let in.

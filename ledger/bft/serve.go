@@ -189,7 +189,7 @@ func (e *engine) handler() http.Handler {
 			if err := on.UnmarshalText([]byte(q.Get("on"))); q.Has("on") && err != nil {
 				return nil, bad(err)
 			}
-			if err := e.follow(p2p.ID(id), e.app.isMember(on), time.Now()); err != nil {
+			if err := e.follow(p2p.ID(id), on, time.Now()); err != nil {
 				return nil, refusal{http.StatusServiceUnavailable, err}
 			}
 		}
