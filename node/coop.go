@@ -113,7 +113,7 @@ func newCoop(n *Node) (*coop, error) {
 			n.log.Warn("verified blocks are forgotten", "why", err)
 		}
 	}
-	c.names = newNaming(filepath.Join(c.dir, "names"), c.lookName, n.log.With("room", "names").Warn)
+	c.names = newNaming(filepath.Join(c.dir, "names"), c.keeps, c.lookName, n.log.With("room", "names").Warn)
 	c.http = &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = "http", "ledger" },
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },

@@ -27,8 +27,9 @@ import (
 // verified. What was learnt is kept on disk, so that names work while the ledger is away, until the day to which they are registered.
 
 const (
-	nameFresh   = time.Minute      // for so long a name is not asked for again
+	nameFresh   = 20 * time.Second // for so long a name is not asked for again
 	absentFresh = 15 * time.Second // for so long a name that was not there
+	localFresh  = time.Second      // for so long either, where the ledger is kept
 	nameRetry   = 10 * time.Second // after the ledger did not answer, only what is known is told
 	nameWait    = 2 * time.Second  // for an answer, by who asks; less than a resolver's patience
 	nameLimit   = 10 * time.Second // for one question to the ledger
@@ -49,12 +50,13 @@ type knownName struct {
 	asked   time.Time
 }
 
-// naming answers for the community's names. look asks the ledger; tests have one of their own.
+// naming answers for the community's names. look asks the ledger, which is here if local says so; tests have one of their own.
 type naming struct {
-	file string
-	look func(ctx context.Context, label string) (knownName, error)
-	ask  chan string
-	log  func(msg string, args ...any)
+	file  string
+	local func() bool
+	look  func(ctx context.Context, label string) (knownName, error)
+	ask   chan string
+	log   func(msg string, args ...any)
 
 	mu      sync.Mutex // guards what follows
 	known   map[string]knownName
@@ -63,8 +65,8 @@ type naming struct {
 	why     error
 }
 
-func newNaming(file string, look func(context.Context, string) (knownName, error), log func(string, ...any)) *naming {
-	n := &naming{file: file, look: look, log: log, ask: make(chan string, maxNameAsks), known: map[string]knownName{}, waiting: map[string]chan struct{}{}}
+func newNaming(file string, local func() bool, look func(context.Context, string) (knownName, error), log func(string, ...any)) *naming {
+	n := &naming{file: file, local: local, look: look, log: log, ask: make(chan string, maxNameAsks), known: map[string]knownName{}, waiting: map[string]chan struct{}{}}
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return n
@@ -89,7 +91,7 @@ func (n *naming) find(ctx context.Context, label string) (ident.PublicKey, error
 	defer cancel()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if k, ok := n.known[label]; !ok || time.Since(k.asked) > k.fresh() {
+	if k, ok := n.known[label]; !ok || time.Since(k.asked) > n.fresh(&k) {
 		if time.Since(n.failed) > nameRetry {
 			n.await(ctx, label)
 		}
@@ -108,8 +110,12 @@ func (n *naming) find(ctx context.Context, label string) (ident.PublicKey, error
 	return k.Entry.Node, nil
 }
 
-func (k *knownName) fresh() time.Duration {
-	if k.Entry.Label == "" {
+// fresh is for how long what is known is not asked for again.
+func (n *naming) fresh(k *knownName) time.Duration {
+	switch {
+	case n.local():
+		return localFresh
+	case k.Entry.Label == "":
 		return absentFresh
 	}
 	return nameFresh
