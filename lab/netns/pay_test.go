@@ -39,7 +39,8 @@ func payingVillage(t *testing.T, mbit float64) paid {
 	c := &commons{s.World, t, s.ctx}
 	reach(t, s.ctx, s.World, "kim", "una", 15*time.Second)
 	reach(t, s.ctx, s.World, "kim", "vic", 15*time.Second)
-	c.run("kim", "coop", "found", "--name", "Oak", "--called", "Kim", "--set", "vote.window=3600", "--set", "member.vouch_age=0", "--set", "vote.notice=0")
+	c.run("kim", "coop", "found", "--name", "Oak", "--called", "Kim", "--set", "vote.window=3600", "--set", "member.vouch_age=0", "--set", "vote.notice=0",
+		"--set", "tariff.trust=2000000") // 10 MB at 0.20/GB
 	for _, n := range []string{"gina", "rick", "una", "vic"} {
 		c.run(n, "coop", "join", "kim")
 	}
@@ -218,7 +219,8 @@ func TestPayLimit(t *testing.T) {
 	go una.try("-m", "120", "-o", "/dev/null", "http://"+WebAddr4.String()+"/big") // ends with the world
 	c.until("una has used up what she allows, and has the free tier", func() bool {
 		a := p.account("gina", "una", "payee", "internet")
-		return a != nil && a.State == "throttled"
+		w := p.wallet("una")
+		return a != nil && a.State == "throttled" && w.Spent == w.Cap
 	})
 	a := p.account("gina", "una", "payee", "internet")
 	rate := uint64(2 * line * 1e6 / 8)
@@ -231,8 +233,8 @@ func TestPayLimit(t *testing.T) {
 	if got := vic.download("http://"+WebAddr4.String()+"/big", 20e6, "-r", "0-"+strconv.Itoa(20e6-1)); got < 0.7*line*1e6 {
 		t.Errorf("beside una, vic gets %.1f of %d Mbit/s", got/1e6, line)
 	}
-	vic.page("web\n", "http://"+WebAddr4.String()+"/")
-	una.page("web\n", "-m", "20", "http://"+WebAddr4.String()+"/") // light browsing goes on beside the download
+	vic.page(Page, "http://"+WebAddr4.String()+"/")
+	una.page(Page, "-m", "20", "http://"+WebAddr4.String()+"/") // light browsing goes on beside the download
 	reach(t, p.ctx, p.World, "una", "vic", time.Second)            // and the mesh is free
 	wait(p.ctx, max(0, 4*time.Second-time.Since(begin)))
 	took := time.Since(begin).Seconds() + 1 // the meter is a second behind
@@ -248,9 +250,9 @@ func TestPayLimit(t *testing.T) {
 	c.run("una", "wallet", "cap", "10.00")
 	c.until("una has the full rate again", func() bool { return p.account("gina", "una", "payee", "internet").State != "throttled" })
 
-	// Killed in the middle of it, both go on where they were.
+	// Killed in the middle of it, both go on where they were, and what was promised is claimed once.
 	for _, dead := range []string{"una", "gina"} {
-		u, g, r := p.balance("una"), p.balance("gina"), p.balance("rick")
+		paid, got := p.account("gina", "una", "payee", "internet").Paid, p.balance("gina")
 		if err := p.Kill(dead); err != nil {
 			t.Fatal(err)
 		}
@@ -259,14 +261,24 @@ func TestPayLimit(t *testing.T) {
 		}
 		p.start(dead)
 		p.online(una, 30*time.Second)
-		p.online(vic, 30*time.Second)
+		una.download("http://"+WebAddr4.String()+"/big", 5e6, "-r", "0-4999999")
+		p.paidUp("gina", "una", "internet", 0)
+		if now := p.account("gina", "una", "payee", "internet").Paid; now <= paid {
+			t.Errorf("after %s was killed, una has promised %d ncredit; before it was %d", dead, now, paid)
+		}
 		for _, n := range []string{"rick", "gina"} {
 			c.until(n+" can claim", func() bool { return p.Weft(p.ctx, n, nil, "wallet", "settle") == nil })
 		}
-		c.until("all credit is somewhere", func() bool {
-			du, dg, dr := p.balance("una")-u, p.balance("gina")-g, p.balance("rick")-r
-			return du <= 0 && du+dg+dr <= 0
-		})
+		if now := p.balance("gina"); now <= got {
+			t.Errorf("after %s was killed, gina has %d ncredit; before it was %d", dead, now, got)
+		}
+	}
+	sum := int64(0)
+	for _, n := range p.runs {
+		sum += p.balance(n)
+	}
+	if sum != 40e9 {
+		t.Errorf("all have %d ncredit together; 40 credits were paid in", sum)
 	}
 	c.run("kim", "coop", "audit")
 	for _, n := range []string{"una", "gina", "rick", "vic"} {
