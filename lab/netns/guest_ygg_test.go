@@ -4,8 +4,11 @@ package netns
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -41,6 +44,34 @@ func television(t *testing.T, ctx context.Context, w *World, node, ifname string
 	}
 }
 
+// settled waits until a node sees a Yggdrasil network of this size that has been the same for 3 s. Paths that the core learns
+// earlier may lead nowhere, and it believes them for a minute.
+func settled(t *testing.T, ctx context.Context, w *World, node string, size int) {
+	t.Helper()
+	var last string
+	var since time.Time
+	until(t, ctx, "the network of Yggdrasil nodes settles", func() bool {
+		c, err := net.Dial("unix", filepath.Join(w.Dir, node+".sock"))
+		if err != nil {
+			return false
+		}
+		defer c.Close()
+		var said struct {
+			Response struct {
+				Tree []struct{ Key, Parent string }
+			}
+		}
+		fmt.Fprintln(c, `{"request":"getTree"}`)
+		if err := json.NewDecoder(c).Decode(&said); err != nil {
+			t.Fatal(err)
+		}
+		if now := fmt.Sprint(said.Response.Tree); now != last || len(said.Response.Tree) != size {
+			last, since = now, time.Now()
+		}
+		return time.Since(since) > 3*time.Second
+	})
+}
+
 // A television without Weft has a mesh address from its router. Stock Yggdrasil nodes, next to the router, behind another stock
 // node and behind a Weft node, and native nodes reach it as far as the router's firewall lets them; it reaches all of them.
 func TestStockNodesReachGuests(t *testing.T) {
@@ -63,7 +94,7 @@ func TestStockNodesReachGuests(t *testing.T) {
 	}
 	toNear, toFar, toFriend, toBeyond := uri("router", "near", 1), uri("near", "far", 2), uri("router", "friend", 3), uri("friend", "beyond", 4)
 	for node, conf := range map[string]string{
-		"router": fmt.Sprintf("[guest]\ninterface = \"eth0\"\n[yggdrasil]\nlisten = [%q, %q]\n", toNear, toFriend),
+		"router": fmt.Sprintf("[guest]\ninterface = \"eth0\"\n[yggdrasil]\nadmin = \"unix://%s/router.sock\"\nlisten = [%q, %q]\n", w.Dir, toNear, toFriend),
 		"friend": fmt.Sprintf("[firewall]\nrules = [\"allow tcp 5001 from any\"]\n[yggdrasil]\npeers = [%q]\nlisten = [%q]\n", toFriend, toBeyond),
 	} {
 		if err := w.Configure(node, fmt.Sprintf("version = 1\nname = %q\n%s[tun]\nname = %q\n", node, conf, Interface)); err != nil {
@@ -78,8 +109,11 @@ func TestStockNodesReachGuests(t *testing.T) {
 	_, at["beyond"] = stock(t, ctx, w, "beyond", "--peer", toBeyond)
 	others := []string{"near", "far", "beyond", "friend"}
 	tv := slaac(t, ctx, w, "tv", "eth0")
+	settled(t, ctx, w, "router", len(others)+1)
 	for _, from := range others {
+		began := time.Now()
 		pings(t, ctx, w, from, here)
+		t.Logf("%s reaches the router after %v", from, time.Since(began).Round(time.Millisecond))
 	}
 
 	const size = 20 << 20
@@ -125,7 +159,9 @@ func TestStockNodesReachGuests(t *testing.T) {
 	shut(5000)
 	// What the device begins is answered, on either plane.
 	for _, to := range others {
+		began := time.Now()
 		pings(t, ctx, w, "tv", at[to])
+		t.Logf("the device reaches %s after %v", to, time.Since(began).Round(time.Millisecond))
 		transfer(t, ctx, w, "tv", to, at[to], size/4)
 	}
 	stop, err := w.Serve("far", netip.AddrPortFrom(at["far"], 80), page)
