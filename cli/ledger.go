@@ -104,6 +104,22 @@ func (c *ledgerStatusCmd) Run(e *env) error {
 	if s.Halted != "" {
 		e.say("           halted: %s", clean(s.Halted))
 	}
+	if s.Height > 0 {
+		if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+			if u, ok := m.Upgrade(); ok {
+				e.say("Upgrade    to rules %d from block %d on, by proposal %d: every machine that keeps the ledger needs a weft and a weft-ledger that know them by then", u.Version, u.Height, u.Proposal)
+			}
+			gateways, relays := 0, 0
+			for _, n := range m.Registrations() {
+				gateways += int(n.Roles & tx.RoleGateway)
+				relays += int(n.Roles & tx.RoleRelay / tx.RoleRelay)
+			}
+			e.say("Registered %s, %s (weft coop node)", count(gateways, "gateway"), count(relays, "relay"))
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
 	e.printValidators(s)
 	return nil
 }

@@ -137,7 +137,7 @@ func (c *namePointCmd) Run(e *env) error {
 	if body.Node, err = e.ownNode(c.Node); err != nil {
 		return err
 	}
-	return e.did(body, "%s.%s leads to %s. Who has asked for it lately sees that within minutes.", label, domain, body.Node.Addr())
+	return e.did(body, "%s.%s leads to %s. Who has asked for it lately sees that within half a minute.", label, domain, body.Node.Addr())
 }
 
 type nameTransferCmd struct {

@@ -480,6 +480,9 @@ func TestEveryVerb(t *testing.T) {
 	c.run(fay, "coop node register house6 --relay")
 	c.refused(bea, "coop node register house6 --relay", "another member's")
 	c.refused(bea, "coop node register house5 --relay", "has not agreed")
+	if said := c.run(fay, "ledger status"); !strings.Contains(said, "Registered 0 gateways, 1 relay") || !strings.Contains(said, "to rules 2 from block 90000 on") {
+		t.Error(said)
+	}
 	if said := c.run(fay, "coop node"); !strings.Contains(said, "relay") || !strings.Contains(said, "Fay, member 1") {
 		t.Error(said)
 	}

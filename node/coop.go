@@ -235,10 +235,17 @@ func (c *coop) keep(ctx context.Context, f coopFile) {
 		}
 	}
 	args := []string{"ledger", "run", "--dir", c.engine(), "--listen", listen.String(), "--port", fmt.Sprint(enginePort)}
-	if err := bftclient.Supervise(ctx, bftclient.Supervisor{Exe: exe, Args: args, Log: c.n.log.With("room", "ledger")}); err != nil {
+	if err := bftclient.Supervise(ctx, bftclient.Supervisor{Exe: exe, Args: args, Log: c.n.log.With("room", "ledger"), Ended: c.ended}); err != nil {
 		c.fail(err)
 	}
 	<-ctx.Done()
+}
+
+// ended keeps why the engine ended, to be told while it does not answer: it is started again, but that need not help.
+func (c *coop) ended(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last = fmt.Errorf("the ledger's engine ended: %w", err)
 }
 
 // engineProgram finds weft-ledger: beside this program, or where programs are.

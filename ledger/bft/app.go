@@ -29,7 +29,7 @@ import (
 )
 
 // rulesVersion is the newest version of the ledger's rules that this program knows.
-const rulesVersion = 1
+const rulesVersion = ledger.RulesVersion
 
 // App is the ledger as the engine sees it (ABCI 2.0).
 type App struct {
@@ -223,7 +223,7 @@ func (a *App) FinalizeBlock(_ context.Context, r *abci.RequestFinalizeBlock) (*a
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if u, ok := a.machine.Upgrade(); ok && r.Height >= u.Height && u.Version > rulesVersion {
-		a.halted = fmt.Sprintf("from block %d on the community's rules are version %d, and this program knows version %d: update weft", u.Height, u.Version, rulesVersion)
+		a.halted = fmt.Sprintf("from block %d on the community's rules are version %d, and this program knows version %d: update weft and weft-ledger on this machine; nothing is lost, and the ledger goes on when enough validators have", u.Height, u.Version, rulesVersion)
 		return nil, errors.New(a.halted)
 	}
 	before := a.machine.Version()

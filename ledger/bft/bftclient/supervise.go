@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -23,6 +24,8 @@ type Supervisor struct {
 	// Pause before a restart; it doubles up to Most while the process ends early. 0: one second, up to one minute.
 	Pause, Most time.Duration
 	Grace       time.Duration // to end before it is killed; 0: 20 s
+	// Ended is told why the process ended by itself, with the last line that it said; nil: only the log is.
+	Ended func(error)
 }
 
 // steady is how long a process must run for its next end to count as the first.
@@ -51,6 +54,9 @@ func Supervise(ctx context.Context, s Supervisor) error {
 		if time.Since(began) > steady {
 			pause = s.Pause
 		}
+		if s.Ended != nil {
+			s.Ended(err)
+		}
 		s.Log.Warn("the ledger's engine ended; it is started again", "err", err, "in", pause)
 		select {
 		case <-ctx.Done():
@@ -74,11 +80,13 @@ func (s *Supervisor) once(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("start %s: %w", s.Exe, err), w.Close())
 	}
 	var lines sync.WaitGroup
+	last := ""
 	lines.Go(func() {
 		r := bufio.NewScanner(out)
 		r.Buffer(make([]byte, 4096), 64<<10)
 		for r.Scan() {
-			s.Log.Info("ledger", "line", r.Text())
+			last = r.Text()
+			s.Log.Info("ledger", "line", last)
 		}
 		_, _ = io.Copy(io.Discard, out) // a line too long: the process must not hang on it
 	})
@@ -99,6 +107,9 @@ func (s *Supervisor) once(ctx context.Context) error {
 	}
 	_ = w.Close()
 	lines.Wait()
+	if err != nil && last != "" {
+		return fmt.Errorf("%s (%w)", strings.TrimPrefix(last, "weft: "), err)
+	}
 	return err
 }
 
