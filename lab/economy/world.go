@@ -552,7 +552,9 @@ func (n *node) crash() {
 	n.w.reboots++
 	for _, e := range n.ends {
 		e.crash()
-		e.account.reboots[e.role-1]++
+		if e.stepAt >= n.w.now-int64((meterKept+Step)/time.Second) { // else the meter had written it all
+			e.account.reboots[e.role-1]++
+		}
 	}
 }
 
