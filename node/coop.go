@@ -715,6 +715,9 @@ func (n *Node) Transact(ctx context.Context, r api.CoopTx) (api.CoopResult, erro
 	return n.coop.transact(ctx, body)
 }
 
+// stoodStill is how old the newest block may be for a transaction to be made: one may run out two weeks after it at most, and not before now.
+const stoodStill = 13 * 24 * time.Hour
+
 // transact signs a transaction with this node's key and waits for its block.
 func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, error) {
 	c.nonce.Lock()
@@ -724,6 +727,10 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 	s, err := cl.Status(ctx)
 	if err != nil {
 		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "%v", plain(err))
+	}
+	if was := time.Unix(s.Time, 0); time.Since(was) > stoodStill {
+		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the ledger has stood still since %s", was.Local().Format("2006-01-02 15:04")).
+			WithHint("it takes transactions again when it has made a block of today, which it does by itself within minutes; see: weft ledger status")
 	}
 	// The newest record: one that can be proved is a block older, and its nonce may be used up. A wrong one does no harm.
 	var a tx.Account

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"weft/ident"
 	"weft/ledger"
 	"weft/ledger/tx"
+	"weft/route"
 )
 
 // registry is a ledger's names as a node asks for them.
@@ -147,6 +149,41 @@ func TestNamesOfTheCommunity(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, label, ok)
 		}
 	}
+}
+
+// What DNS is told: the domain is there and has no address, a name that is not there is not there, and of what nobody could answer nothing
+// is said until the resolver gives up.
+func TestResolve(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "names")
+	synctest.Test(t, func(t *testing.T) {
+		r := &registry{names: map[string]knownName{"bread": {Entry: tx.NameEntry{Label: "bread", Node: someKey(1), Until: time.Now().Add(time.Hour).Unix()}}}}
+		c := &coop{n: &Node{routing: &routing{}}}
+		c.n.coop = c
+		c.n.routing.table.Store(&route.Table{})
+		c.file.Chain = "elm-street-20261122-00ff"
+		c.names = newNaming(file, c.keeps, r.look, func(msg string, args ...any) { t.Error(msg, args) })
+		ctx, stop := context.WithCancel(t.Context())
+		go c.names.serve(ctx)
+		for _, x := range []struct {
+			name        string
+			addr        netip.Addr
+			there, ours bool
+		}{{"bread.elm-street.weft", someKey(1).Addr(), true, true}, {"cake.elm-street.weft", netip.Addr{}, false, true}, {"elm-street.weft", netip.Addr{}, true, true},
+			{"bread.weft", netip.Addr{}, false, false}, {"bread.oak.weft", netip.Addr{}, false, false}} {
+			addrs, there, ours := c.resolve(t.Context(), x.name)
+			if there != x.there || ours != x.ours || x.addr.IsValid() != (len(addrs) == 1) || len(addrs) == 1 && addrs[0] != x.addr {
+				t.Errorf("%s: %v, %v, %v", x.name, addrs, there, ours)
+			}
+		}
+		r.err = errors.New("no answer")
+		limit, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+		defer cancel()
+		if _, there, ours := c.resolve(limit, "wine.elm-street.weft"); there || !ours || limit.Err() == nil {
+			t.Error("what nobody could answer was denied")
+		}
+		stop()
+		synctest.Wait()
+	})
 }
 
 // The owner hears of all that the ledger has in store for this node's key.
