@@ -477,12 +477,6 @@ func (c *coop) prove(ctx context.Context, cl *bftclient.Client, k []byte, v bftc
 	return at, err
 }
 
-// believe checks a record against a verified block.
-func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
-	_, err := c.prove(ctx, cl, k, v)
-	return err
-}
-
 var chainName = regexp.MustCompile(`[^a-z0-9]+`)
 
 // FoundCoop implements api.Cooper.

@@ -18,6 +18,7 @@ import (
 	"weft/config"
 	"weft/ident"
 	"weft/ledger"
+	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 )
 
@@ -233,6 +234,24 @@ func (c *coop) lookName(ctx context.Context, label string) (knownName, error) {
 	}
 	k.Revoked, err = read(tx.StateKeyRevocation(k.Entry.Node), new(tx.Revocation))
 	return k, err
+}
+
+// maxOld is how far behind the newest block that this node has verified a record may be: more than a heartbeat of the ledger's, so that
+// nobody shows what was true once.
+const maxOld = 15 * time.Minute
+
+// believe checks a record against a verified block.
+func (c *coop) believe(ctx context.Context, cl *bftclient.Client, k []byte, v bftclient.Value) error {
+	at, err := c.prove(ctx, cl, k, v)
+	if err != nil {
+		return err
+	}
+	c.light.mu.Lock()
+	defer c.light.mu.Unlock()
+	if n := c.light.c.Newest(); n != nil && n.Header.Time.Sub(at) > maxOld {
+		return fmt.Errorf("what is shown of the ledger is of %s, and there are newer blocks", at.Local().Format("2006-01-02 15:04"))
+	}
+	return nil
 }
 
 // ours reports whether a name without .weft is the community's, or its domain itself, for which label is empty.

@@ -1,9 +1,15 @@
 package node
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -13,6 +19,7 @@ import (
 
 	"weft/ident"
 	"weft/ledger"
+	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 	"weft/route"
 )
@@ -184,6 +191,50 @@ func TestResolve(t *testing.T) {
 		stop()
 		synctest.Wait()
 	})
+}
+
+// keeperNet leads every connection to a keeper that says what it likes.
+type keeperNet struct {
+	network
+	to string
+}
+
+func (k keeperNet) DialContext(ctx context.Context, _, _ string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", k.to)
+}
+
+// Where the ledger is another node's, a record that it does not prove leads nowhere.
+func TestUnprovenNames(t *testing.T) {
+	entry := tx.NameEntry{Label: "bread", Owner: 2, Node: someKey(6), Until: time.Now().Add(time.Hour).Unix()}
+	var proof []byte
+	asked := 0
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		if r.FormValue("prove") == "" {
+			t.Error("a name is asked for without proof")
+		}
+		v := bftclient.Value{Height: 7, Value: tx.Encode(&entry), Proof: proof}
+		if r.FormValue("key") != hex.EncodeToString(tx.StateKeyName("bread")) {
+			v = bftclient.Value{Height: 7}
+		}
+		_ = json.NewEncoder(w).Encode(v)
+	}))
+	defer s.Close()
+	c := &coop{n: &Node{routing: &routing{}, net: keeperNet{to: s.Listener.Addr().String()}}}
+	c.n.routing.table.Store(&route.Table{})
+	c.file = coopFile{Chain: "elm-street-20261122-00ff", Keeper: someKey(5)}
+	for _, proof = range [][]byte{nil, {1, 2, 3}, bytes.Repeat([]byte{0x0a, 0}, 20)} {
+		if k, err := c.lookName(t.Context(), "bread"); err == nil || k.Entry.Label != "" {
+			t.Errorf("with %x a false name leads to %s", proof, k.Entry.Node)
+		}
+	}
+	if k, err := c.lookName(t.Context(), "cake"); err != nil || k.Entry.Label != "" {
+		t.Errorf("what is not there: %+v, %v", k, err)
+	}
+	if asked != 4 {
+		t.Errorf("%d questions", asked)
+	}
 }
 
 // The owner hears of all that the ledger has in store for this node's key.
