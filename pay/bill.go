@@ -307,7 +307,7 @@ type AccountView struct {
 	Left      int64  // of the tab
 	LeftBytes uint64 // what that buys at the price in force
 	Gap       bool
-	Dry       bool // the month's budget is used up
+	Dry       bool // the month's budget is used up; false where there is none
 }
 
 // View is all accounts for people.
@@ -341,7 +341,7 @@ func (p *Pay) View(now time.Time) View {
 		if n <= 0 || price == 0 {
 			return 0
 		}
-		return uint64(n) / uint64(price) * mib
+		return min(uint64(n)/uint64(price), maxBytes/mib) * mib
 	}
 	for _, c := range p.credits {
 		a := AccountView{Role: Payee, ID: c.ID, State: c.state, Price: c.Quote.Price, Owed: c.owed(), Bytes: c.Bytes, Paid: satAdd(c.Paid, c.worth()), Exposure: c.Exposure, Gap: c.gap}
@@ -353,7 +353,7 @@ func (p *Pay) View(now time.Time) View {
 	}
 	for _, d := range p.debits {
 		a := AccountView{Role: Payer, ID: d.ID, State: d.status.State, Price: d.Quote.Price, Refused: uint32(d.refused), Owed: d.owed(), Claimed: d.claimed(now), Bytes: d.Bytes,
-			Paid: d.Signed, Exposure: d.status.Exposure, Gap: d.gap, Dry: d.Quote.Price > 0 && v.Spent >= v.Budget}
+			Paid: d.Signed, Exposure: d.status.Exposure, Gap: d.gap, Dry: d.Quote.Price > 0 && v.Budget > 0 && v.Spent >= v.Budget}
 		if d.tab != nil {
 			a.Tab, a.Left = d.Tab, d.Tab.Earmark-d.Voucher.Amount
 			a.LeftBytes = buys(a.Left, a.Price)

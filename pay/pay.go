@@ -65,6 +65,9 @@ const (
 const (
 	every        = 250 * time.Millisecond // between ticks while something moves
 	idleEvery    = time.Second
+	tickGap      = 50 * time.Millisecond // at least: peers' messages bring a tick forward, and may be many
+	tellEvery    = 10 * time.Second      // between two times that the same free tier is enforced, as long as something moves
+	guestLasts   = 10 * time.Minute
 	storeEvery   = 10 * time.Second // readings that nobody waits for
 	settleEvery  = time.Minute
 	signSpacing  = 500 * time.Millisecond // at most two vouchers a second to one payee
@@ -72,8 +75,8 @@ const (
 	notice       = time.Minute            // before a price may rise, and between quotes
 	fallEvery    = 5 * time.Second        // between lower ones
 	quoteLife    = 24 * time.Hour
-	refusedEvery = 10 * time.Second // between questions whether a price that is too high has fallen
-	bookEvery    = time.Second // vouchers of payers that are in no need: one write for all
+	priceEvery   = 10 * time.Second // between questions for a price, also whether one that is too high has fallen
+	bookEvery    = time.Second      // vouchers of payers that are in no need: one write for all
 	statusMin    = 500 * time.Millisecond
 	statusSlow   = 5 * time.Second
 	statusLate   = 10 * time.Second // to one that does not pay
@@ -217,11 +220,13 @@ type Pay struct {
 	credits map[ID]*credit
 	debits  map[ID]*debit
 	old     map[tabKey]*held // payee: tabs that are over, until they are settled
-	wallet  Wallet
-	spent   month
-	lineSeq uint64
-	lines   int    // closed ones in the store
-	closing []Line // closed and not yet written
+	// forgotten had a verdict that nobody will lift any more.
+	forgotten []ID
+	wallet    Wallet
+	spent     month
+	lineSeq   uint64
+	lines     int    // closed ones in the store
+	closing   []Line // closed and not yet written
 	// Of a write under way: how many of closing, and how many old ones go.
 	linesOut, linesGone int
 	out                 []message
@@ -295,14 +300,20 @@ func (p *Pay) Serve(ctx context.Context) error {
 	g.Go(func() error {
 		t := time.NewTimer(0)
 		defer t.Stop()
+		var last time.Time
 		for {
 			select {
 			case <-ctx.Done():
 				return p.Flush(time.Now())
 			case <-t.C:
 			case <-p.wake:
+				if wait := tickGap - time.Since(last); wait > 0 {
+					t.Reset(wait)
+					continue
+				}
 			}
-			t.Reset(p.Tick(time.Now()))
+			last = time.Now()
+			t.Reset(p.Tick(last))
 		}
 	})
 	g.Go(func() error {
@@ -407,7 +418,7 @@ func (p *Pay) Tick(now time.Time) time.Duration {
 		busy = busy || d.busy(now)
 	}
 	blocked := now.Before(p.retryAt)
-	p.shrinkLocked()
+	p.shrinkLocked(now)
 	p.mu.Unlock()
 
 	if !blocked {
@@ -428,11 +439,16 @@ func (p *Pay) Tick(now time.Time) time.Duration {
 	}
 	var turns []turn
 	for _, c := range p.credits {
-		if v := c.verdict(&tariff); v != c.told || !c.toldOnce {
-			c.told, c.toldOnce = v, true
+		v := c.verdict(&tariff)
+		if v != c.told || !c.toldOnce || v.FreeTier && now.Sub(c.toldAt) >= tellEvery && now.Sub(c.moved) < tellEvery {
+			c.told, c.toldOnce, c.toldAt = v, true, now
 			turns = append(turns, turn{c.ID, v})
 		}
 	}
+	for _, id := range p.forgotten {
+		turns = append(turns, turn{id, Verdict{}})
+	}
+	p.forgotten = nil
 	out := p.out
 	p.out = nil
 	p.mu.Unlock()
@@ -463,6 +479,7 @@ func (p *Pay) absorbLocked(r *Reading, tariff *Tariff, now time.Time) {
 		if c == nil {
 			c = p.newCreditLocked(r.ID)
 		}
+		c.readAt = now
 		p.meterCreditLocked(c, r, tariff, now)
 	case Payer:
 		d := p.debits[r.ID]
@@ -551,15 +568,18 @@ func (p *Pay) Flush(now time.Time) error {
 	return p.failed
 }
 
-// shrinkLocked forgets accounts that owe nothing and hold nothing, when there are too many. Who has a debt or a tab stays, and is
-// bounded by membership.
-func (p *Pay) shrinkLocked() {
+// shrinkLocked forgets accounts that owe nothing and hold nothing, such as guests', when the meter has known nothing of them for
+// long, or for a little while when there are too many. Who has a debt or a tab stays, and is bounded by membership.
+func (p *Pay) shrinkLocked(now time.Time) {
 	for id, c := range p.credits {
-		if len(p.credits) <= maxAccounts {
-			break
+		if idle := now.Sub(c.readAt); idle < guestLasts && (len(p.credits) <= maxAccounts || idle < tellEvery) {
+			continue
 		}
-		if c.tab == nil && c.owed() <= 0 && !c.stored {
+		if c.tab == nil && c.pendingTab == nil && c.owed() <= 0 && !c.stored {
 			delete(p.credits, id)
+			if c.told.FreeTier {
+				p.forgotten = append(p.forgotten, id)
+			}
 		}
 	}
 	for id, d := range p.debits {

@@ -123,8 +123,11 @@ type credit struct {
 	anchors        bucket
 	anchor         joining
 
+	readAt time.Time // when the meter knew it last
+
 	told     Verdict
 	toldOnce bool
+	toldAt   time.Time
 }
 
 // joining is an anchor of which parts have come.

@@ -91,7 +91,7 @@ func (p *Pay) meterDebitLocked(d *debit, r *Reading, now time.Time) {
 	}
 	if d.Quote.Seq == 0 {
 		again := now.Sub(d.askedAt)
-		if d.askedAt.IsZero() || again >= time.Second && r.since(&d.Last) > 0 || again >= refusedEvery && d.refused != 0 {
+		if d.askedAt.IsZero() || again >= time.Second && r.since(&d.Last) > 0 || again >= priceEvery {
 			d.askedAt = now
 			p.sendLocked(d.Peer, &Ask{d.Service})
 		}

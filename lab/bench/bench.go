@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -38,7 +39,7 @@ type Options struct {
 
 // The names that Only knows.
 var (
-	Systems    = []string{"weft", "yggdrasil", plane, "wireguard", "wireguard-hops", "kernel", "kernel-plain"}
+	Systems    = []string{"weft", paying, "yggdrasil", plane, "wireguard", "wireguard-hops", "kernel", "kernel-plain"}
 	Topologies = []string{"line2", "line3", "line5", "diamond", "join", "gateway"}
 	Measures   = []string{"tcp", "down", "udp", "rtt", "idle", "heal", "join"}
 )
@@ -207,7 +208,7 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 		}
 		add("join", b.join)
 	case "gateway":
-		can = []string{"weft", "wireguard", "kernel", "kernel-plain"}
+		can = []string{"weft", paying, "wireguard", "kernel", "kernel-plain"}
 		add("tcp", b.tcp)
 		add("down", b.download)
 		add("rtt", b.rtt)
@@ -218,7 +219,7 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 		idle = b.wants(Measures, "idle")
 	}
 	for _, s := range can {
-		if b.wants(Systems, s) && (s != "weft" && s != plane || b.opt.Binary != "") && (s != "wireguard-hops" || nodes[topology] > 2) {
+		if b.wants(Systems, s) && (s != "weft" && s != plane && s != paying || b.opt.Binary != "") && (s != paying || b.hasLedger()) && (s != "wireguard-hops" || nodes[topology] > 2) {
 			systems = append(systems, s)
 		}
 	}
@@ -226,6 +227,12 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 		return nil, nil, false
 	}
 	return measures, systems, idle
+}
+
+// hasLedger reports whether the ledger's program stands beside weft, as after make build.
+func (b *bench) hasLedger() bool {
+	_, err := os.Stat(filepath.Join(filepath.Dir(b.opt.Binary), "weft-ledger"))
+	return err == nil
 }
 
 // nodes counts a topology's.

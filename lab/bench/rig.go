@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"weft/api"
 	"weft/lab/netns"
 	"weft/lab/peers"
 )
@@ -45,6 +47,9 @@ const (
 
 // plane is Weft with its native links off: all goes over the Yggdrasil plane.
 const plane = "weft-yggdrasil"
+
+// paying is weft in a community in which the line has a price and relays are paid.
+const paying = "weft-paid"
 
 // planeConfig is weftConfig for it; the peers follow.
 var planeConfig = weftConfig + fmt.Sprintf("\n[multicast]\nenabled = false\n\n[yggdrasil]\nenabled = \"on\"\nlisten = [\"tcp://[::]:%d\"]\n", yggPort)
@@ -166,7 +171,7 @@ func (r *rig) address(i int) netip.Addr {
 // underlay gives the links addresses and, where the kernel forwards, routes. Weft needs neither. It may be called again
 // when an interface that was down has lost them.
 func (r *rig) underlay() error {
-	if r.system == "weft" {
+	if r.system == "weft" || r.system == paying {
 		return nil
 	}
 	for _, e := range r.edges {
@@ -220,7 +225,7 @@ func (r *rig) outside(ctx context.Context) error {
 		return err
 	}
 	up, err := o.Uplink(ctx, r.nodes[r.far], 0)
-	if err != nil || r.system == "weft" {
+	if err != nil || r.system == "weft" || r.system == paying {
 		return err
 	}
 	script := make([]string, len(r.nodes))
@@ -254,7 +259,7 @@ func (r *rig) start(ctx context.Context, i int) error {
 	switch r.system {
 	case "kernel", "kernel-plain":
 		return nil
-	case "weft", plane:
+	case "weft", plane, paying:
 		config := weftConfig
 		if r.system == plane {
 			var uris []string
@@ -271,6 +276,12 @@ func (r *rig) start(ctx context.Context, i int) error {
 				config += "\n[gateway]\nuse = \"auto\"\n"
 			case r.far:
 				config += "\n[gateway]\noffer = true\n"
+				if r.system == paying {
+					config += "price = \"0.10/GB\"\n"
+				}
+			}
+			if r.system == paying {
+				config += "\n[wallet]\ncap = \"1000.00\"\n"
 			}
 		}
 		if err := r.w.Configure(r.nodes[i], config); err != nil {
@@ -371,10 +382,58 @@ func (r *rig) ready(ctx context.Context) error {
 		}
 	}
 	if r.topology == "gateway" {
-		_, err := r.w.AwaitPing(ctx, r.nodes[0], r.target())
-		return err
+		if _, err := r.w.AwaitPing(ctx, r.nodes[0], r.target()); err != nil {
+			return err
+		}
+	}
+	if r.system == paying {
+		return r.found(ctx)
 	}
 	return nil
+}
+
+// found makes a community of all nodes, and pays in what the first is to spend.
+func (r *rig) found(ctx context.Context) error {
+	far := r.nodes[r.far]
+	if err := r.w.Weft(ctx, far, nil, "coop", "found", "--name", "Bench", "--called", far, "--set", "member.vouch_age=0", "--set", "member.vouches=1"); err != nil {
+		return err
+	}
+	for _, node := range slices.Backward(r.nodes[:r.far]) {
+		if err := r.w.Weft(ctx, node, nil, "coop", "join", r.addr[r.far].String()); err != nil {
+			return err
+		}
+		st, err := r.w.Status(ctx, node)
+		if err != nil {
+			return err
+		}
+		var word struct{ Word string }
+		if err := r.w.Weft(ctx, far, &word, "coop", "sponsor", st.Key.String()); err != nil {
+			return err
+		}
+		if err := r.w.Weft(ctx, node, nil, "coop", "apply", "--name", node, word.Word); err != nil {
+			return err
+		}
+	}
+	if err := r.w.Weft(ctx, far, nil, "coop", "deposit", r.nodes[0], "1000.00", "for the test"); err != nil {
+		return err
+	}
+	var last api.Wallet
+	for {
+		if _, err := r.w.AwaitPing(ctx, r.nodes[0], r.target()); err != nil { // a price is told to who uses the line
+			return err
+		}
+		var w api.Wallet
+		if err := r.w.Weft(ctx, r.nodes[0], &w, "wallet"); err != nil {
+			return fmt.Errorf("the first node knows no price (%+v): %w", last, err)
+		}
+		last = w
+		if w.Price > 0 {
+			return nil
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return fmt.Errorf("the first node knows no price (%+v): %w", last, err)
+		}
+	}
 }
 
 // usage reads what each node's process has used; zero for a node that has none.
