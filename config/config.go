@@ -135,7 +135,7 @@ type Expose struct {
 type Yggdrasil struct {
 	Enabled   Switch            `toml:"enabled" doc:"auto takes part, unless this is a closed network or a program without Yggdrasil; on insists; off never does."`
 	Peers     []string          `toml:"peers" doc:"Nodes to connect to, as Yggdrasil writes them: tcp://, tls://, quic://, ws://, wss:// with host and port, unix:///PATH,\nsocks://PROXY/HOST:PORT. Options: ?key=HEX, password=, priority=, maxbackoff=, sni=, interface=." example:"[\"tls://192.0.2.7:443\"]"`
-	Listen    []string          `toml:"listen" doc:"Where Yggdrasil nodes reach this one: tcp://, tls://, quic://, ws://, wss:// with address and port, unix:///PATH." example:"[\"tls://[::]:9002\"]"`
+	Listen    []string          `toml:"listen" doc:"Where Yggdrasil nodes reach this one: tcp://, tls://, quic://, ws:// with address and port, unix:///PATH." example:"[\"tls://[::]:9002\"]"`
 	Allowed   []ident.PublicKey `toml:"allowed_public_keys" doc:"Who may connect to listen; empty is anybody. It is no firewall." example:"[]"`
 	Password  string            `toml:"group_password" doc:"Talk only to nodes with the same password, GroupPassword in yggdrasil.conf." example:"\"\""`
 	Share     bool              `toml:"share" doc:"Weft nodes without a Yggdrasil peer of their own may reach that network through this node, when it has peers."`

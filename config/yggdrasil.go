@@ -55,6 +55,9 @@ func CheckYggdrasilURI(s string, listen bool) error {
 	}
 	switch u.Scheme {
 	case "tcp", "tls", "quic", "ws", "wss":
+		if u.Scheme == "wss" && listen {
+			return fmt.Errorf("%q: Yggdrasil listens to no wss; listen to ws://[::1]:PORT and put a web server with your certificate before it", s)
+		}
 		if u.Hostname() == "" && !listen || u.Port() == "" {
 			return fmt.Errorf("%q needs a host and a port; %s", s, form)
 		}

@@ -610,7 +610,7 @@ func (s *sharing) mayRecurse(src netip.Addr) bool {
 		return true
 	}
 	key, ok := s.n.routing.ByAddr(src)
-	if !ok {
+	if !ok || key.Addr() != src { // devices behind a client ask the client
 		return false
 	}
 	_, ok = s.gw.LeaseOf(key)
