@@ -63,7 +63,7 @@ var rooms = []struct {
 	{"lab/economy", "ident ledger ledger/tx meter pay", "real tabs on a real ledger in virtual time; of meter only the tolerance, since what is counted is a model"},
 	{"lab/netns", "api lab/manifest lab/manifests ledger/bft/bftclient", "the real program from outside: it sees what a user sees, through api"},
 	{"lab/peers", "", "other systems to measure against share nothing with ours"},
-	{"lab/bench", "lab/netns lab/peers", "measures programs from outside"},
+	{"lab/bench", "api lab/netns lab/peers", "measures programs from outside"},
 }
 
 // libs are the modules of others, and the only rooms that know them: each can be replaced in one place.
