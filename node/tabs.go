@@ -49,11 +49,17 @@ type tabs struct {
 	members register
 	counts  counters
 
+	// Only for watch:
+	proved []byte               // the bylaws in force as last read
+	told   map[pay.ID]pay.State // what events have said of this node's own debts
+
+	telling sync.Mutex // held while pay is told what the owner allows, so that the last word stands; taken before pay's and mu
+
 	mu      sync.Mutex // guards what follows
+	problem string     // why no tabs are kept
 	wallet  config.Wallet
 	account tx.Account              // as last heard
 	slow    map[ident.NodeID]uint32 // neighbours that get the free tier alone for what they owe carriage for, kbit/s
-	told    map[pay.ID]pay.State    // what events have said of this node's own debts
 }
 
 // rules are what the members have voted, in force now.
@@ -76,10 +82,13 @@ const (
 	rulesEvery  = 3 * time.Second // between questions whether a vote has changed anything
 	memberEvery = time.Minute     // a member's standing
 	maxRegister = 4096
+	maxCounted  = 4096 // peers whose counts are kept without a session or link
+	askLedger   = 30 * time.Second
+	waitLedger  = 2 * time.Minute // for a block with a transaction
 )
 
 func newTabs(n *Node) *tabs {
-	t := &tabs{n: n, wallet: n.cfg.Wallet, slow: map[ident.NodeID]uint32{}, told: map[pay.ID]pay.State{}}
+	t := &tabs{n: n, wallet: n.cfg.Wallet, slow: map[ident.NodeID]uint32{}}
 	t.members.known = map[ident.PublicKey]*standing{}
 	t.counts.init(t)
 	return t
@@ -99,11 +108,30 @@ func (t *tabs) serve(ctx context.Context, f coopFile) error {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+	for pause := time.Second; ; pause = min(2*pause, time.Minute) {
+		err := t.keepBooks(ctx, f)
+		if ctx.Err() != nil {
+			return err
+		}
+		t.n.log.Error("no tabs are kept: nothing is paid, and nobody pays; it is tried again", "err", err)
+		t.mu.Lock()
+		t.problem = err.Error()
+		t.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// keepBooks keeps tabs until ctx ends; its error then is that of the last write.
+func (t *tabs) keepBooks(ctx context.Context, f coopFile) (err error) {
 	store, err := pay.OpenFile(t.n.opt.StateDir)
 	if err != nil {
 		return err
 	}
-	defer store.Close()
+	defer func() { err = errors.Join(err, store.Close()) }()
 	p, err := pay.New(pay.Config{
 		Signer: t.n.agent, Account: t.n.self, Chain: tx.ChainOf(f.Chain), Log: t.n.log.With("room", "pay"), Store: store, Meter: &t.counts, Settler: settler{t.n.coop},
 		Send: func(peer ident.PublicKey, payload []byte) error {
@@ -117,6 +145,10 @@ func (t *tabs) serve(ctx context.Context, f coopFile) error {
 	}
 	t.pay.Store(p)
 	defer t.pay.Store(nil)
+	t.mu.Lock()
+	t.problem = ""
+	t.mu.Unlock()
+	t.allow()          // what the owner has said meanwhile
 	t.n.sharing.stir() // offers know the price cap now
 	return p.Serve(ctx)
 }
@@ -125,6 +157,15 @@ func (t *tabs) serve(ctx context.Context, f coopFile) error {
 func (t *tabs) handle(peer ident.PublicKey, payload []byte) {
 	if p := t.pay.Load(); p != nil {
 		p.Handle(time.Now(), peer, payload)
+	}
+}
+
+// allow tells pay what the owner allows now.
+func (t *tabs) allow() {
+	t.telling.Lock()
+	defer t.telling.Unlock()
+	if p := t.pay.Load(); p != nil {
+		p.SetWallet(t.purse())
 	}
 }
 
@@ -227,29 +268,48 @@ func (t *tabs) watch(ctx context.Context) {
 func (t *tabs) look(ctx context.Context, now time.Time, due []ident.PublicKey) error {
 	cl := t.n.coop.client()
 	defer cl.Close()
-	b, _, err := t.n.coop.record(ctx, cl, tx.StateKeyBylaws())
+	b, err := t.bylaws(ctx, cl)
 	if err != nil {
 		return err
 	}
-	p := ledger.DefaultParams()
-	if len(b) > 0 {
-		if err := tx.Decode(b, &p); err != nil {
-			return fmt.Errorf("the bylaws: %w", err)
-		}
+	p := ledger.Params{}
+	if err := tx.Decode(b, &p); err != nil {
+		return fmt.Errorf("the bylaws: %w", err)
 	}
-	changed := t.adopt(rulesOf(&p))
+	r := rulesOf(&p)
+	if old := t.rules.Load(); old != nil && r.Version < old.Version && !t.n.coop.keeps() { // a proof is of what was once
+		return fmt.Errorf("the node that keeps the ledger shows bylaws of version %d, and version %d was in force already", r.Version, old.Version)
+	}
+	t.proved = b
+	changed := t.adopt(r)
 	for _, k := range due {
-		ok, err := t.n.coop.memberOf(ctx, cl, k)
+		st, err := t.n.coop.memberOf(ctx, cl, k)
 		if err != nil {
 			return err
 		}
-		changed = t.members.note(now, k, ok) || changed
+		changed = t.members.note(now, k, st, t.n.coop.keeps()) || changed
 	}
 	t.self.Store(t.members.is(now, t.n.self))
 	if changed {
 		t.keep()
 	}
 	return nil
+}
+
+// bylaws returns the record of the bylaws in force. To a node that follows another's ledger new ones are proved; that they are the
+// same as before it takes from that node's word, which could as well prove old ones. There are always some.
+func (t *tabs) bylaws(ctx context.Context, cl *bftclient.Client) ([]byte, error) {
+	k := tx.StateKeyBylaws()
+	if t.proved != nil && !t.n.coop.keeps() {
+		if v, err := cl.Get(ctx, k, 0, false); err != nil || bytes.Equal(v.Value, t.proved) {
+			return t.proved, err
+		}
+	}
+	b, _, err := t.n.coop.record(ctx, cl, k)
+	if err == nil && len(b) == 0 {
+		err = errors.New("the ledger shows no bylaws")
+	}
+	return b, err
 }
 
 // adopt puts rules in force, and reports whether they are others than before.
@@ -261,9 +321,7 @@ func (t *tabs) adopt(r *rules) bool {
 	if err := t.n.routing.say(func(l *route.Local) { l.Price, l.Lambda = r.Carriage, r.Lambda }); err != nil {
 		t.n.log.Error("the voted price of carriage is not announced", "err", err)
 	}
-	if p := t.pay.Load(); p != nil {
-		p.SetWallet(t.purse())
-	}
+	t.allow()
 	if old != nil {
 		t.n.log.Info("what the members voted is in force", "version", r.Version)
 		t.n.hub.Publish(api.Event{Kind: api.EventWallet, Text: "what the members voted is in force: the bylaws and tariff have changed"})
@@ -281,14 +339,14 @@ func (t *tabs) tell() {
 	if p == nil {
 		return
 	}
+	told := map[pay.ID]pay.State{}
+	defer func() { t.told = told }()
 	for _, a := range p.View(time.Now()).Accounts {
 		if a.Role != pay.Payer {
 			continue
 		}
-		t.mu.Lock()
 		was := t.told[a.ID]
-		t.told[a.ID] = a.State
-		t.mu.Unlock()
+		told[a.ID] = a.State
 		name := t.n.routing.nameOf(a.ID.Peer)
 		switch {
 		case a.State == was:
@@ -337,17 +395,27 @@ type register struct {
 
 type standing struct {
 	member bool
+	sure   bool      // the key was shown to be a member's own: its record is never deleted
 	at     time.Time // when the ledger said so; zero: never
 	asked  bool      // somebody wants to know
+	times  uint      // in a row that the answer was no
 }
+
+// The standings of a key, as the ledger has them.
+const (
+	ofNobody   = iota // there is no record of it
+	ofInactive        // void, or of one who is not in good standing
+	ofNode            // a member's node or delegate
+	ofMember          // a member
+)
 
 func (r *register) is(now time.Time, k ident.PublicKey) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.known[k]
 	if s == nil {
-		if len(r.known) >= maxRegister { // whoever was not asked for lately goes
-			maps.DeleteFunc(r.known, func(_ ident.PublicKey, s *standing) bool { return now.Sub(s.at) > memberEvery && !s.asked })
+		if len(r.known) >= maxRegister {
+			r.shrinkLocked(now)
 		}
 		if len(r.known) >= maxRegister {
 			return false
@@ -355,8 +423,32 @@ func (r *register) is(now time.Time, k ident.PublicKey) bool {
 		s = &standing{}
 		r.known[k] = s
 	}
-	s.asked = s.asked || now.Sub(s.at) >= memberEvery || !s.member && now.Sub(s.at) >= memberEvery/12
+	every := memberEvery
+	if !s.member { // may become one any moment; who has been none for long is asked for less often
+		every = memberEvery / 12 << min(s.times/12, 2)
+	}
+	s.asked = s.asked || now.Sub(s.at) >= every
 	return s.member
+}
+
+// shrinkLocked forgets an eighth: strangers first, whoever they are, since anybody can make up keys; then members of whom nobody has
+// asked lately.
+func (r *register) shrinkLocked(now time.Time) {
+	most := maxRegister / 8 * 7
+	for _, goes := range []func(*standing) bool{
+		func(s *standing) bool { return !s.member && !s.at.IsZero() },
+		func(s *standing) bool { return !s.member },
+		func(s *standing) bool { return now.Sub(s.at) > memberEvery && !s.asked },
+	} {
+		for k, s := range r.known {
+			if len(r.known) <= most {
+				return
+			}
+			if goes(s) {
+				delete(r.known, k)
+			}
+		}
+	}
 }
 
 // due returns some of those to be asked for.
@@ -371,17 +463,24 @@ func (r *register) due(time.Time) (l []ident.PublicKey) {
 	return l
 }
 
-// note keeps an answer, and reports whether it is news.
-func (r *register) note(now time.Time, k ident.PublicKey, member bool) bool {
+// note keeps an answer, and reports whether it is news. That there is no record of somebody who was a member is true of no ledger;
+// of one that another node keeps it is not believed (own: this node does).
+func (r *register) note(now time.Time, k ident.PublicKey, st int, own bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.known[k]
 	if s == nil {
 		return false
 	}
-	was := s.member
-	*s = standing{member: member, at: now}
-	return was != member
+	was := *s
+	*s = standing{member: st >= ofNode, sure: st == ofMember, at: now}
+	if st == ofNobody && was.sure && !own {
+		s.member, s.sure = was.member, true
+	}
+	if !s.member {
+		s.times = was.times + 1
+	}
+	return was.member != s.member
 }
 
 func (r *register) knows(k ident.PublicKey) bool {
@@ -434,6 +533,7 @@ type stint struct {
 	epoch      uint64
 	base, last [2]uint64 // sent, received
 	gap        bool
+	seen       time.Time // when there was a session last
 }
 
 type accountKey struct {
@@ -483,10 +583,12 @@ func (c *counters) Readings() []pay.Reading {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	using := s.gateway()
+	here := map[ident.PublicKey]bool{}
 	for _, v := range view.Sessions {
 		if v.Kind != meter.Outside {
 			continue
 		}
+		here[v.Peer] = true
 		role := pay.Role(0)
 		if v.Peer == using {
 			role = pay.Payer
@@ -495,6 +597,7 @@ func (c *counters) Readings() []pay.Reading {
 		}
 		c.outsideLocked(v.Peer, role, v.Out.Agreed.Billed(), v.In.Total.Billed(), v.Out.Gap || v.In.Gap)
 	}
+	c.forgetLocked(here, now)
 	c.carryLocked(&view)
 	return c.listLocked(now)
 }
@@ -514,11 +617,31 @@ func (c *counters) Commit(now time.Time) ([]pay.Reading, error) {
 	return c.listLocked(now), nil
 }
 
+// stintLasts is how long a peer without a session is remembered: its counts go on when it is back sooner.
+const stintLasts = 15 * time.Minute
+
+// forgetLocked drops peers that have had no session for long, or that are too many: keys cost nothing. Who comes back begins anew.
+func (c *counters) forgetLocked(here map[ident.PublicKey]bool, now time.Time) {
+	for peer, st := range c.stints {
+		if here[peer] {
+			st.seen = now
+		}
+	}
+	full := len(c.stints) > maxCounted
+	maps.DeleteFunc(c.stints, func(peer ident.PublicKey, st *stint) bool {
+		gone := !here[peer] && (full || now.Sub(st.seen) > stintLasts)
+		if gone {
+			delete(c.peaks, pay.ID{Peer: peer, Service: pay.Internet})
+		}
+		return gone
+	})
+}
+
 // outsideLocked takes the totals of the outside traffic with a peer. role 0 is the one that it has.
 func (c *counters) outsideLocked(peer ident.PublicKey, role pay.Role, sent, recv uint64, gap bool) {
 	st := c.stints[peer]
 	if role != 0 && (st == nil || st.role != role) {
-		st = &stint{role: role, epoch: rand.Uint64(), base: [2]uint64{sent, recv}, last: [2]uint64{sent, recv}}
+		st = &stint{role: role, epoch: rand.Uint64(), base: [2]uint64{sent, recv}, last: [2]uint64{sent, recv}, seen: time.Now()}
 		c.stints[peer] = st
 	}
 	if st == nil {
@@ -538,64 +661,114 @@ func (c *counters) carryLocked(view *meter.View) {
 			delivered[v.Neighbour] = v.Delivered
 		}
 	}
-	gateways := gatewayIDs(table)
-	self := r.n.self.ID()
-	hops := func(dest ident.NodeID) int {
+	w := ways{self: r.n.self.ID(), hops: func(dest ident.NodeID) int {
 		hop, _ := table.Route(dest)
 		return int(hop.Hops)
-	}
-	_, serves := gateways[self]
+	}, gateways: gatewayIDs(table), delivered: delivered}
+	_, w.serves = w.gateways[w.self]
+	links := r.linkList()
 	if c.table != table {
 		c.table, c.far = table, map[uint32]int{}
 		for _, hop := range table.Routes() {
 			c.far[hop.Link] = max(c.far[hop.Link], int(hop.Hops))
 		}
 	}
+	at := map[uint32]ident.NodeID{}
+	for _, l := range links {
+		at[l.ID()] = l.Peer().ID()
+	}
+	behind := reachOf(c.far, at)
 	seen := map[uint32]bool{}
-	for _, l := range r.linkList() {
+	near := map[ident.PublicKey]bool{}
+	for _, l := range links {
 		peer, nb := l.Peer(), l.Neighbour()
-		seen[nb.Index()] = true
+		seen[nb.Index()], near[peer] = true, true
 		nb.Throttle(c.t.slowed(peer.ID())) // also of links that came after the verdict
 		h := c.hauls[nb.Index()]
 		if h == nil {
-			h = &haulage{last: map[haulKey]uint64{}, pays: map[haulKey]pay.Haul{}, earns: map[haulKey]pay.Haul{}}
+			h = newHaulage()
 			c.hauls[nb.Index()] = h
 		}
-		ratio, ok := delivered[peer.ID()]
-		if !ok {
-			ratio = 1000
-		}
-		// How many relays an upload has passed, its header says, which the user wrote: it counts up to what there can be.
-		beyond, here := c.far[l.ID()]-1, 0
-		for link, far := range c.far {
-			if link != l.ID() {
-				here = max(here, far)
-			}
-		}
-		for _, f := range nb.Handed() {
-			_, up := gateways[f.Dest]
-			switch n := h.more(f.Flow, true); {
-			case n == 0:
-			case up:
-				haul(h.earns, f.Flow, n, 0, min(int(f.Hops), here), 1000)
-			case f.Hops > 0 || serves: // what a user sends itself is nobody's download
-				haul(h.pays, f.Flow, n, 0, hops(f.Dest)-1, ratio)
-			}
-		}
-		for _, f := range nb.Flows() {
-			_, up := gateways[f.Dest]
-			switch n := h.more(f, false); {
-			case n == 0:
-			case up:
-				haul(h.pays, f, 0, n, min(int(f.Hops), beyond), 0)
-			case f.Dest != self:
-				haul(h.earns, f, 0, n, hops(f.Dest), 0)
-			}
-		}
+		beyond, here := behind.relays(peer.ID())
+		h.take(&w, peer.ID(), beyond, here, nb.Handed(), nb.Flows())
 		c.sumLocked(accountKey{peer, pay.Payer}, &h.paid, &h.paidSum, h.pays)
 		c.sumLocked(accountKey{peer, pay.Payee}, &h.earned, &h.earnedSum, h.earns)
 	}
 	maps.DeleteFunc(c.hauls, func(i uint32, _ *haulage) bool { return !seen[i] })
+	if len(c.carried) > maxCounted {
+		maps.DeleteFunc(c.carried, func(k accountKey, _ *carried) bool {
+			if near[k.peer] {
+				return false
+			}
+			delete(c.peaks, pay.ID{Peer: k.peer, Service: pay.Carriage})
+			return true
+		})
+	}
+}
+
+// reaches is how many hops it is to the farthest node behind each neighbour.
+type reaches map[ident.NodeID]int
+
+// reachOf sums up links, far by their ids, to the neighbours at their ends: of several links to one, each end chooses for itself
+// which it uses.
+func reachOf(far map[uint32]int, at map[uint32]ident.NodeID) reaches {
+	r := reaches{}
+	for link, id := range at {
+		r[id] = max(r[id], far[link])
+	}
+	return r
+}
+
+// relays is the most that an upload can have passed: beyond a neighbour, or on this node's side of it.
+func (r reaches) relays(neighbour ident.NodeID) (beyond, here int) {
+	for id, far := range r {
+		if id != neighbour {
+			here = max(here, far)
+		}
+	}
+	return max(r[neighbour]-1, 0), here
+}
+
+// ways is what the routing table says, as carriage is billed by it.
+type ways struct {
+	self      ident.NodeID
+	hops      func(dest ident.NodeID) int // 0: no way is known
+	gateways  map[ident.NodeID]struct{}
+	serves    bool                 // this node is one of them
+	delivered map[ident.NodeID]int // permille of what a neighbour is given that is known to arrive
+}
+
+func newHaulage() *haulage {
+	return &haulage{last: map[haulKey]uint64{}, pays: map[haulKey]pay.Haul{}, earns: map[haulKey]pay.Haul{}}
+}
+
+// take judges what the counters of a link to a neighbour have gained. How many relays an upload has passed, its header says, which
+// the user wrote: it counts up to what there can be, the most relays beyond the neighbour, or here on this node's side of it.
+func (h *haulage) take(w *ways, peer ident.NodeID, beyond, here int, handed []forward.Handed, flows []forward.Flow) {
+	ratio, ok := w.delivered[peer]
+	if !ok {
+		ratio = 1000
+	}
+	for _, f := range handed {
+		_, up := w.gateways[f.Dest]
+		switch n := h.more(f.Flow, true); {
+		case n == 0:
+		case up:
+			haul(h.earns, f.Flow, n, 0, min(int(f.Hops), here), 1000)
+		case f.Hops > 0 || w.serves: // what a user sends itself is nobody's download
+			haul(h.pays, f.Flow, n, 0, w.hops(f.Dest)-1, ratio)
+		}
+	}
+	for _, f := range flows {
+		_, up := w.gateways[f.Dest]
+		switch n := h.more(f, false); {
+		case n == 0:
+		case up:
+			haul(h.pays, f, 0, n, min(int(f.Hops), beyond), 0)
+		case f.Dest != w.self:
+			haul(h.earns, f, 0, n, w.hops(f.Dest), 0)
+		}
+	}
 }
 
 // more is what one of the link's counters has gained. What it is worth is judged as things stand now: who is a gateway and how far
@@ -700,6 +873,8 @@ func (c *counters) peak(id pay.ID) uint64 {
 type settler struct{ c *coop }
 
 func (s settler) Account(ctx context.Context) (tx.Account, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLedger)
+	defer cancel()
 	cl := s.c.client()
 	defer cl.Close()
 	var a tx.Account
@@ -711,6 +886,8 @@ func (s settler) Account(ctx context.Context) (tx.Account, error) {
 }
 
 func (s settler) Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte, at time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, askLedger) // one who keeps silent, or proves nothing, holds up no claim of other tabs for ever
+	defer cancel()
 	cl := s.c.client()
 	defer cl.Close()
 	k := tx.StateKeyTab(id)
@@ -754,6 +931,8 @@ func (s settler) look(ctx context.Context, id tx.TabID) (t tx.Tab, err error) {
 }
 
 func (s settler) Submit(ctx context.Context, body tx.Body) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, waitLedger)
+	defer cancel()
 	r, err := s.c.transact(ctx, body)
 	switch {
 	case err != nil:
@@ -778,43 +957,54 @@ func (c *coop) record(ctx context.Context, cl *bftclient.Client, k []byte) (valu
 	return v.Value, at, err
 }
 
-// memberOf asks whether a key is that of a member in good standing, or of a node that is registered as one's.
-func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (bool, error) {
+// memberOf asks what a key is: that of a member in good standing, of a node that is registered as one's, or of nobody.
+func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (int, error) {
 	var id uint64
+	st := ofMember
 	b, _, err := c.record(ctx, cl, tx.StateKeyKey(k))
 	if err != nil {
-		return false, err
+		return ofNobody, err
 	}
 	if len(b) > 0 {
 		var r tx.KeyRole
 		if err := tx.Decode(b, &r); err != nil {
-			return false, fmt.Errorf("the register: %w", err)
+			return ofNobody, fmt.Errorf("the register: %w", err)
 		}
-		if r.Role == tx.RoleVoid {
-			return false, nil
+		switch r.Role {
+		case tx.RoleVoid:
+			return ofInactive, nil
+		case tx.RoleDelegate:
+			st = ofNode
 		}
 		id = r.Member
 	} else {
 		var n tx.Node
 		if b, _, err = c.record(ctx, cl, tx.StateKeyNode(k)); err != nil || len(b) == 0 {
-			return false, err
+			return ofNobody, err
 		}
 		if err := tx.Decode(b, &n); err != nil {
-			return false, fmt.Errorf("registered nodes: %w", err)
+			return ofNobody, fmt.Errorf("registered nodes: %w", err)
 		}
 		if time.Now().Unix() > n.Until {
-			return false, nil
+			return ofInactive, nil
 		}
-		id = n.Member
+		id, st = n.Member, ofNode
 	}
 	var m tx.Member
-	if b, _, err = c.record(ctx, cl, tx.StateKeyMember(id)); err != nil || len(b) == 0 {
-		return false, err
+	b, _, err = c.record(ctx, cl, tx.StateKeyMember(id))
+	if err == nil && len(b) == 0 {
+		err = errors.New("it leads to no member")
 	}
-	if err := tx.Decode(b, &m); err != nil {
-		return false, fmt.Errorf("the register: %w", err)
+	if err == nil {
+		err = tx.Decode(b, &m)
 	}
-	return m.State == tx.Active, nil
+	if err != nil {
+		return ofNobody, fmt.Errorf("the register: %w", err)
+	}
+	if m.State != tx.Active {
+		return ofInactive, nil
+	}
+	return st, nil
 }
 
 // anchor makes the proof of a record that another node of the community can check with what it has verified itself: a block with

@@ -16,6 +16,7 @@ func (n *Node) Wallet(ctx context.Context) (api.Wallet, error) {
 	t := n.tabs
 	t.mu.Lock()
 	out := api.Wallet{State: "none", Cap: int64(t.wallet.Cap)}
+	problem := t.problem
 	t.mu.Unlock()
 	n.coop.mu.Lock()
 	chain := n.coop.file.Chain
@@ -27,7 +28,10 @@ func (n *Node) Wallet(ctx context.Context) (api.Wallet, error) {
 	p, r := t.pay.Load(), t.rules.Load()
 	out.Member = t.self.Load()
 	if p == nil || r == nil {
-		out.State, out.Why = "starting", "the bylaws are not known yet; they come from the ledger: weft ledger status"
+		out.State, out.Why, out.Problem = "starting", "the bylaws are not known yet; they come from the ledger: weft ledger status", problem
+		if problem != "" {
+			out.Why = "no tabs are kept, so nothing is paid and nobody pays"
+		}
 		return out, nil
 	}
 	out.State, out.FreeKbit, out.Carriage, out.PriceMost, out.Bylaws = "on", r.FreeKbit, r.Carriage, r.PriceMost, r.Version
@@ -70,7 +74,7 @@ func (n *Node) Wallet(ctx context.Context) (api.Wallet, error) {
 		}
 	}
 	if out.Price > 0 {
-		out.Left = uint64(max(0, min(out.Cap-out.Spent, out.Available))) / uint64(out.Price) << 20
+		out.Left = min(uint64(max(0, min(out.Cap-out.Spent, out.Available)))/uint64(out.Price), 1<<43-1) << 20
 	}
 	switch {
 	case out.Why != "":
@@ -100,7 +104,7 @@ func why(a pay.AccountView, limit int64) string {
 	switch {
 	case a.Refused > 0:
 		return "the gateway asks for " + config.FormatPrice(uint64(a.Refused)) + ", more than you want to pay (gateway.max_price): it gives the free tier, or choose another: weft gateway use"
-	case a.Dry:
+	case a.Dry && limit > 0:
 		return "this month's cap of " + config.Credits(limit).String() + " credits is reached: the free tier remains; to raise it: weft wallet cap SUM"
 	case a.State == pay.Throttled && a.Gap:
 		return "the meters of this node and the gateway differ, so it gives the free tier until they agree; see: weft meter"
@@ -139,9 +143,7 @@ func (n *Node) SetWallet(ctx context.Context, r api.WalletRequest) (api.Wallet, 
 			return api.Wallet{}, err
 		}
 	}
-	if p := t.pay.Load(); p != nil {
-		p.SetWallet(t.purse())
-	}
+	t.allow()
 	return n.Wallet(ctx)
 }
 
@@ -169,7 +171,7 @@ func (n *Node) bill(now time.Time, month string) ([]pay.Line, error) {
 		}
 	}
 	from = time.Date(from.Year(), from.Month(), 1, 0, 0, 0, 0, time.UTC)
-	return p.Bill(from, from.AddDate(0, 1, 0))
+	return p.Bill(from, from.AddDate(0, 1, 0).Add(-time.Second)) // lines have whole seconds
 }
 
 // Bill implements api.Purse.
