@@ -18,8 +18,8 @@ import (
 // So beside its own flood it still gets answers to pings, names and the first packets of pages.
 
 const (
-	maxThrottled = 4096 // clients; as many as pay has accounts
-	maxHeld      = 2048 // packets that wait in all; beyond it each client has its part of them
+	maxThrottled = maxMaxLeases // clients: there is always room for all that have a lease
+	maxHeld      = 2048         // packets that wait in all; beyond it each client has its part of them
 	maxHeldEach  = 64
 	leastHeld    = 8
 	heldFlows    = 64                    // of one client told apart
@@ -55,7 +55,8 @@ func newThrottles(g *Gateway) *throttles {
 // Throttle gives a client at most kbit (kbit/s of 1000 bit, billed bytes: 64 more than its own for each packet) of outside
 // traffic, both directions together, from now on and also of what waits already; 0 lifts it. It holds with whatever lease the
 // client has, also later ones, until lifted, and while Serve runs: without it nothing of this client passes. Other clients
-// notice nothing. Beyond 4,096 clients a call does nothing.
+// notice nothing. Where there are 8,192 already, one without a lease makes way: who is to be throttled is told again now and then
+// while it has traffic.
 func (g *Gateway) Throttle(client ident.PublicKey, kbit uint32) {
 	s := g.leases
 	s.mu.Lock()
@@ -66,8 +67,9 @@ func (g *Gateway) Throttle(client ident.PublicKey, kbit uint32) {
 			return
 		}
 		if len(s.slow) >= maxThrottled {
-			g.cfg.Log.Warn("too many clients are throttled, so this one is not", "client", client, "most", maxThrottled)
-			return
+			if s.byKey[client] == nil || !s.forgetThrottle() {
+				return
+			}
 		}
 		th = &throttle{of: g.held}
 		th.q = shape.NewQueue(shape.Config{MaxPackets: maxHeldEach, MaxFlows: heldFlows, Target: heldTarget}, func(it *item) {
@@ -84,6 +86,18 @@ func (g *Gateway) Throttle(client ident.PublicKey, kbit uint32) {
 	if l := s.byKey[client]; l != nil {
 		l.throttle.Store(th)
 	}
+}
+
+// forgetThrottle makes room: of a client that has no lease. Lest strangers with ever new keys fill it and all after them go free.
+func (s *leases) forgetThrottle() bool {
+	for k, th := range s.slow {
+		if s.byKey[k] == nil {
+			th.set(0)
+			delete(s.slow, k)
+			return true
+		}
+	}
+	return false
 }
 
 func (th *throttle) set(rate int64) {

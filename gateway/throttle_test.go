@@ -434,3 +434,30 @@ func TestThrottleFromEverywhere(t *testing.T) {
 		c.end(k)
 	})
 }
+
+// Strangers with ever new keys do not use up the places: who has a lease is throttled, however many were before. Nobody who has a
+// lease makes way.
+func TestThrottleHasRoom(t *testing.T) {
+	counting(t, unshaped, func(c *counter) {
+		stays, k := key(2), key(3)
+		a := c.lease(stays)
+		c.Throttle(stays, 512)
+		for i := range maxThrottled + 100 {
+			var stranger ident.PublicKey
+			binary.BigEndian.PutUint64(stranger[:], uint64(i)|1<<40)
+			c.Throttle(stranger, 128)
+		}
+		if n := len(c.leases.slow); n > maxThrottled {
+			t.Errorf("%d are throttled", n)
+		}
+		b := c.lease(k)
+		c.Throttle(k, 512)
+		for range 2000 { // 10 s
+			c.up(k, udp(b, web, 1, 9, 1172))
+			c.up(stays, udp(a, web, 1, 9, 1172))
+			time.Sleep(5 * time.Millisecond)
+		}
+		within(t, "a client after so many strangers", c.both(k), 640_000, 10)
+		within(t, "one from before them", c.both(stays), 640_000, 10)
+	})
+}
