@@ -1,6 +1,7 @@
 package pay
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -599,6 +600,8 @@ func (p *Pay) heldTabsLocked() (l []*held) {
 	for _, h := range p.old {
 		l = append(l, h)
 	}
-	slices.SortFunc(l, func(a, b *held) int { return slices.Compare(a.Tab.ID[:], b.Tab.ID[:]) })
+	slices.SortFunc(l, func(a, b *held) int {
+		return cmp.Or(slices.Compare(a.Tab.ID[:], b.Tab.ID[:]), cmp.Compare(a.Epoch, b.Epoch))
+	})
 	return l
 }

@@ -40,6 +40,7 @@ type node struct {
 	readings []pay.Reading
 	verdicts map[pay.ID]given
 	inbox    []packet
+	drafts   []packet // in no order
 	outbox   []packet
 	awake    int64 // until
 	busy     bool
@@ -383,16 +384,14 @@ func (n *node) start() error {
 
 const linkRate = 25_000_000 // bytes/s of a link between homes
 
-// send is pay's way to a peer: what it sends goes by its player's hands first.
+// send is pay's way to a peer.
 func (n *node) send(to ident.PublicKey, b []byte) error {
 	o := n.w.byKey[to]
 	if o == nil || n.w.over && o.pay == nil {
 		return nil
 	}
 	n.watch(o, b)
-	for _, m := range n.sends(o, b) {
-		n.outbox = append(n.outbox, packet{n, o, m})
-	}
+	n.drafts = append(n.drafts, packet{n, o, b})
 	return nil
 }
 
@@ -420,10 +419,16 @@ func (n *node) run(now time.Time) {
 	}
 	n.inbox = n.inbox[:0]
 	n.busy = n.pay.Tick(now) < time.Second
-	// The order in which pay goes over its accounts is no part of what it promises.
-	slices.SortStableFunc(n.outbox, func(a, b packet) int {
+	// The order in which pay goes over its accounts is no part of what it promises. What it sends goes by its player's hands.
+	slices.SortStableFunc(n.drafts, func(a, b packet) int {
 		return cmp.Or(cmp.Compare(a.to.index, b.to.index), slices.Compare(a.b, b.b))
 	})
+	for _, p := range n.drafts {
+		for _, m := range n.sends(p.to, p.b) {
+			n.outbox = append(n.outbox, packet{n, p.to, m})
+		}
+	}
+	n.drafts = n.drafts[:0]
 }
 
 // rounds lets messages and their answers pass within a step: a way takes a twentieth of a second.
@@ -547,7 +552,7 @@ func (n *node) crash() {
 	}
 	n.pay = nil
 	n.store.dead, n.store.dieAt = false, 0
-	n.inbox, n.outbox = n.inbox[:0], n.outbox[:0]
+	n.inbox, n.drafts, n.outbox = n.inbox[:0], n.drafts[:0], n.outbox[:0]
 	n.down = n.w.now + 2 + int64(n.rng.IntN(4))
 	n.w.reboots++
 	for _, e := range n.ends {
