@@ -23,7 +23,7 @@ type account struct {
 	outside                        bool   // more was owed than a tab allows while there was none to rely on
 	reboots                        [2]int
 	began                          int64
-	cut                            bool // begun while the ledger was out of reach: without a tab
+	cut                            bool // at some time without a tab, as the ledger was out of reach
 
 	// Internet: one window of 10 s, each way as each end sees it.
 	window  window

@@ -408,6 +408,7 @@ func (n *node) watch(to *node, b []byte) {
 	for _, e := range n.ends {
 		if e.role == pay.Payee && e.payer == to && e.service == s.Service && s.Owed > 0 {
 			e.outside = true
+			e.cut = e.cut || n.w.chain.down // its tab was used up, or ended, and there is no other
 		}
 	}
 }
