@@ -19,9 +19,9 @@ type paid struct {
 	c *commons
 }
 
-// payingVillage: kim keeps the ledger, gina has the line, rick is between, una uses it, and vic hangs at rick too. All are members;
-// una and vic have money.
-func payingVillage(t *testing.T, mbit float64) paid {
+// payingVillage: kim keeps the ledger, gina has the line, rick and rob are between, una uses it, and vic hangs at rick. All are
+// members; una and vic have money.
+func payingVillage(t *testing.T, bylaws ...string) paid {
 	t.Helper()
 	s := newShared(t)
 	if err := engine(); err != nil {
@@ -30,22 +30,27 @@ func payingVillage(t *testing.T, mbit float64) paid {
 	s.node("kim", 0, "")
 	s.node("gina", 0, upstream)
 	s.node("rick", 0, "")
+	s.node("rob", 0, "")
 	s.node("una", 0, "")
 	s.node("vic", 0, "")
-	s.line(Shape{}, "kim", "gina", "rick", "una")
+	s.line(Shape{}, "kim", "gina", "rick", "rob", "una")
 	s.line(Shape{}, "rick", "vic")
-	s.uplink("gina", mbit*1e6)
+	s.uplink("gina", 0)
 	s.start()
 	c := &commons{s.World, t, s.ctx}
 	reach(t, s.ctx, s.World, "kim", "una", 15*time.Second)
 	reach(t, s.ctx, s.World, "kim", "vic", 15*time.Second)
-	c.run("kim", "coop", "found", "--name", "Oak", "--called", "Kim", "--set", "vote.window=3600", "--set", "member.vouch_age=0", "--set", "vote.notice=0",
-		"--set", "tariff.trust=2000000") // 10 MB at 0.20/GB
-	for _, n := range []string{"gina", "rick", "una", "vic"} {
+	found := []string{"coop", "found", "--name", "Oak", "--called", "Kim"}
+	for _, set := range append(bylaws, "vote.window=3600", "member.vouch_age=0", "vote.notice=0", "tariff.trust=2000000") { // 10 MB at 0.20/GB
+		found = append(found, "--set", set)
+	}
+	c.run("kim", found...)
+	for _, n := range []string{"gina", "rick", "rob", "una", "vic"} {
 		c.run(n, "coop", "join", "kim")
 	}
 	c.admit("kim", "gina", "Gina")
 	c.admit("kim", "rick", "Rick", "gina")
+	c.admit("kim", "rob", "Rob", "gina")
 	c.admit("kim", "una", "Una", "gina")
 	c.admit("kim", "vic", "Vic", "gina")
 	c.run("kim", "coop", "deposit", "Una", "20.00", "receipt 1")
@@ -60,7 +65,11 @@ func payingVillage(t *testing.T, mbit float64) paid {
 			}
 		}
 	})
-	return paid{s, c}
+	p := paid{s, c}
+	for _, n := range s.runs {
+		c.until(n+" knows that it is a member's", func() bool { return p.wallet(n).Member })
+	}
+	return p
 }
 
 func (p paid) wallet(node string) (w api.Wallet) {
@@ -98,12 +107,12 @@ func (p paid) meter(node, with string) uint64 {
 
 // Members pay for the line that one of them shares, and the one between is paid for carrying.
 func TestPay(t *testing.T) {
-	p := payingVillage(t, 0)
+	p := payingVillage(t)
 	c := p.c
-	const asked = "0.20/GB"
 	c.run("una", "wallet", "cap", "10.00")
-	c.run("gina", "wallet", "cap", "10.00") // out of which she pays rick
-	p.offer("gina", asked)
+	c.run("gina", "wallet", "cap", "10.00") // out of which she pays rick …
+	c.run("rick", "wallet", "cap", "10.00") // … and he pays rob
+	p.offer("gina", "0.20/GB")
 	c.run("una", "gateway", "use", "auto")
 	una := p.browser("una")
 	p.online(una, 20*time.Second)
@@ -111,16 +120,19 @@ func TestPay(t *testing.T) {
 
 	const size = 200e6
 	rate := una.download("http://"+WebAddr4.String()+"/big", size, "-r", "0-"+strconv.Itoa(size-1))
-	t.Logf("200 MB through a paid gateway and a relay at %.0f Mbit/s", rate/1e6)
-	p.paidUp("gina", "una", "internet", size)
-	p.paidUp("rick", "gina", "carriage", size)
+	t.Logf("200 MB through a paid gateway and two relays at %.0f Mbit/s", rate/1e6)
+	una.upload(p.Outside, "from-una", 20e6)
+	const all = size + 20e6
+	p.paidUp("gina", "una", "internet", all)
+	p.paidUp("rick", "gina", "carriage", 2*all) // each byte once for him, once for rob
+	p.paidUp("rob", "rick", "carriage", all)
 
-	before := map[string]int64{"una": 20e9}
-	c.run("rick", "wallet", "settle")
-	c.run("gina", "wallet", "settle")
-	spent, earned, carried := p.balance("una")-before["una"], p.balance("gina"), p.balance("rick")
-	if spent >= 0 || earned <= 0 || carried <= 0 || spent+earned+carried != 0 {
-		t.Errorf("una %d, gina %d, rick %d ncredit: una should have paid what the two got", spent, earned, carried)
+	for _, n := range []string{"rob", "rick", "gina"} {
+		c.run(n, "wallet", "settle")
+	}
+	spent, earned, first, second := p.balance("una")-20e9, p.balance("gina"), p.balance("rick"), p.balance("rob")
+	if spent >= 0 || earned <= 0 || first <= 0 || second <= 0 || spent+earned+first+second != 0 {
+		t.Errorf("una %d, gina %d, rick %d, rob %d ncredit: una should have paid what the others got", spent, earned, first, second)
 	}
 	a, w := p.account("una", "gina", "payer", "internet"), p.wallet("una")
 	for _, at := range []string{"una", "gina"} {
@@ -131,11 +143,13 @@ func TestPay(t *testing.T) {
 			t.Errorf("una paid %d ncredit; by %s's meter %d bytes cost %d, and the gap is %d", -spent, at, billed, want, gap)
 		}
 	}
-	hauled := p.account("rick", "gina", "payee", "carriage").Bytes
-	if want, gap := pay.Cost(hauled, w.Carriage), pay.Cost(pay.Gap(hauled), w.Carriage); carried < want-gap || carried > want+gap {
-		t.Errorf("rick got %d ncredit, want %d, within %d", carried, want, gap)
+	hauled := p.account("rob", "rick", "payee", "carriage").Bytes
+	for name, got := range map[string]int64{"rick": first, "rob": second} {
+		if want, gap := pay.Cost(hauled, w.Carriage), pay.Cost(2*pay.Gap(hauled), w.Carriage); got < want-gap || got > want+gap {
+			t.Errorf("%s has %d ncredit of carriage, want %d, within %d", name, got, want, gap)
+		}
 	}
-	t.Logf("una paid %d ncredit for %d billed bytes at %d ncredit/MiB; gina has %d of it and rick %d", -spent, a.Bytes, a.Price, earned, carried)
+	t.Logf("una paid %d ncredit for %d billed bytes at %d ncredit/MiB; gina has %d of it, rick %d and rob %d", -spent, a.Bytes, a.Price, earned, first, second)
 	for _, n := range []string{"una", "gina", "rick"} {
 		c.run(n, "wallet", "audit")
 		c.run(n, "wallet", "bill")
@@ -143,25 +157,26 @@ func TestPay(t *testing.T) {
 
 	// What the members vote is in force without anybody's doing: prices have fallen, and the next bytes cost less.
 	c.run("una", "coop", "propose", "--set", "tariff.price_most=100000", "--set", "tariff.carriage=2000")
-	for _, n := range []string{"kim", "gina", "rick", "una", "vic"} {
+	for _, n := range p.runs {
 		c.vote(n, "1")
 	}
 	c.until("the new prices are in force everywhere", func() bool {
-		return p.wallet("una").Price == 100000 && p.wallet("rick").Carriage == 2000 && p.wallet("gina").Carriage == 2000
+		return p.wallet("una").Price == 100000 && p.wallet("rick").Carriage == 2000 && p.wallet("rob").Carriage == 2000 && p.wallet("gina").Carriage == 2000
 	})
 	was := *p.account("gina", "una", "payee", "internet")
 	una.download("http://"+WebAddr4.String()+"/big", size, "-r", "0-"+strconv.Itoa(size-1))
 	p.paidUp("gina", "una", "internet", was.Bytes+size)
-	p.paidUp("rick", "gina", "carriage", hauled+size)
+	p.paidUp("rob", "rick", "carriage", hauled+size)
 	now := *p.account("gina", "una", "payee", "internet")
 	if got, want, gap := now.Paid-was.Paid, pay.Cost(now.Bytes-was.Bytes, 100000), pay.Cost(pay.Gap(size), 100000); got < want-gap || got > want+gap {
 		t.Errorf("after the vote %d bytes cost %d ncredit, want %d at the new price", now.Bytes-was.Bytes, got, want)
 	}
 
 	// Tabs need no ledger. While it is out of reach they go on; when it is back all is claimed, once.
-	c.run("rick", "wallet", "settle")
-	c.run("gina", "wallet", "settle")
-	u, g, r := p.balance("una"), p.balance("gina"), p.balance("rick")
+	for _, n := range []string{"rob", "rick", "gina"} {
+		c.run(n, "wallet", "settle")
+	}
+	u, g, r, b := p.balance("una"), p.balance("gina"), p.balance("rick"), p.balance("rob")
 	link, err := p.Link("kim", "gina")
 	if err != nil {
 		t.Fatal(err)
@@ -185,15 +200,15 @@ func TestPay(t *testing.T) {
 		}
 	}
 	for range 2 { // the second time there is nothing left
-		for _, n := range []string{"rick", "gina"} {
+		for _, n := range []string{"rob", "rick", "gina"} {
 			c.until(n+" can claim again", func() bool { return p.Weft(p.ctx, n, nil, "wallet", "settle") == nil })
 		}
 	}
-	dug, dg, dr := p.balance("una")-u, p.balance("gina")-g, p.balance("rick")-r
-	if dug >= 0 || dg <= 0 || dr <= 0 || dug+dg+dr != 0 {
-		t.Errorf("after the partition una %d, gina %d, rick %d ncredit", dug, dg, dr)
+	du, dg, dr, db := p.balance("una")-u, p.balance("gina")-g, p.balance("rick")-r, p.balance("rob")-b
+	if du >= 0 || dg <= 0 || dr <= 0 || db <= 0 || du+dg+dr+db != 0 {
+		t.Errorf("after the partition una %d, gina %d, rick %d, rob %d ncredit", du, dg, dr, db)
 	}
-	for _, n := range []string{"una", "gina", "rick"} {
+	for _, n := range p.runs {
 		c.run(n, "wallet", "audit")
 		c.run(n, "wallet", "bill")
 	}
@@ -203,11 +218,12 @@ func TestPay(t *testing.T) {
 // Who reaches the limit has the free tier, and nobody else notices. Who is killed loses no credit, and makes none.
 func TestPayLimit(t *testing.T) {
 	const line = 40 // Mbit/s
-	p := payingVillage(t, 0)
+	p := payingVillage(t, "tariff.carriage=50000")
 	c := p.c
-	c.run("una", "wallet", "cap", "0.01") // some 50 MB
-	c.run("vic", "wallet", "cap", "10.00")
-	c.run("gina", "wallet", "cap", "10.00")
+	c.run("una", "wallet", "cap", "0.01") // some 30 MB
+	for _, n := range []string{"vic", "gina", "rick"} {
+		c.run(n, "wallet", "cap", "10.00")
+	}
 	p.offer("gina", "0.20/GB", "--down", "40M", "--up", "40M")
 	c.run("una", "gateway", "use", "auto")
 	c.run("vic", "gateway", "use", "auto")
@@ -235,7 +251,7 @@ func TestPayLimit(t *testing.T) {
 	}
 	vic.page(Page, "http://"+WebAddr4.String()+"/")
 	una.page(Page, "-m", "20", "http://"+WebAddr4.String()+"/") // light browsing goes on beside the download
-	reach(t, p.ctx, p.World, "una", "vic", time.Second)            // and the mesh is free
+	reach(t, p.ctx, p.World, "una", "vic", time.Second)         // and the mesh is free
 	wait(p.ctx, max(0, 4*time.Second-time.Since(begin)))
 	took := time.Since(begin).Seconds() + 1 // the meter is a second behind
 	w := p.wallet("una")
@@ -266,12 +282,41 @@ func TestPayLimit(t *testing.T) {
 		if now := p.account("gina", "una", "payee", "internet").Paid; now <= paid {
 			t.Errorf("after %s was killed, una has promised %d ncredit; before it was %d", dead, now, paid)
 		}
-		for _, n := range []string{"rick", "gina"} {
+		for _, n := range []string{"rob", "rick", "gina"} {
 			c.until(n+" can claim", func() bool { return p.Weft(p.ctx, n, nil, "wallet", "settle") == nil })
 		}
 		if now := p.balance("gina"); now <= got {
 			t.Errorf("after %s was killed, gina has %d ncredit; before it was %d", dead, now, got)
 		}
+	}
+
+	// A gateway that does not pay for carriage has the free tier for its clients' traffic, at the first relay; and the mesh is free.
+	c.run("gina", "wallet", "cap", "0")
+	stop, end := context.WithCancel(p.ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b := una
+		b.ctx = stop
+		for stop.Err() == nil {
+			b.try("-m", "60", "-o", "/dev/null", "http://"+WebAddr4.String()+"/big")
+		}
+	}()
+	c.until("rick gives gina's gateway the free tier", func() bool { return p.account("rick", "gina", "payee", "carriage").State == "throttled" })
+	wait(p.ctx, pay.ShapeTime)
+	end()
+	<-ended
+	if got, err := una.try("-m", "3", "-o", "/dev/null", "-w", "%{size_download}", "http://"+WebAddr4.String()+"/big"); err == nil {
+		t.Errorf("una fetched all of it: %s", got)
+	} else if n, _, _ := strings.Cut(got, " "); len(n) > 6 {
+		t.Errorf("through a relay that is not paid una fetched %s bytes in 3 s", n)
+	}
+	reach(t, p.ctx, p.World, "una", "gina", time.Second)
+	c.run("gina", "wallet", "cap", "10.00")
+	c.until("rick carries at the full rate again", func() bool { return p.account("rick", "gina", "payee", "carriage").State != "throttled" })
+	una.download("http://"+WebAddr4.String()+"/big", 5e6, "-r", "0-4999999")
+	for _, n := range []string{"rob", "rick", "gina"} {
+		c.run(n, "wallet", "settle")
 	}
 	sum := int64(0)
 	for _, n := range p.runs {
@@ -281,7 +326,7 @@ func TestPayLimit(t *testing.T) {
 		t.Errorf("all have %d ncredit together; 40 credits were paid in", sum)
 	}
 	c.run("kim", "coop", "audit")
-	for _, n := range []string{"una", "gina", "rick", "vic"} {
+	for _, n := range p.runs {
 		c.run(n, "wallet", "audit")
 	}
 }
