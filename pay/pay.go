@@ -512,12 +512,12 @@ func (p *Pay) commit(now time.Time, durable []Reading, sign bool) {
 	}
 	var b []Entry
 	for _, c := range p.credits {
-		if c.stage(book, now) {
+		if c.writing = c.stage(book, now); c.writing {
 			b = append(b, c.entries()...)
 		}
 	}
 	for _, d := range p.debits {
-		if d.stage(now) {
+		if d.writing = d.stage(now); d.writing {
 			b = append(b, d.entry())
 		}
 	}

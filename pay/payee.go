@@ -117,6 +117,7 @@ type credit struct {
 	pendingAt             time.Time
 	pendingTab, stagedTab *held
 	dirty, writeNow       bool
+	writing               bool // it is in the write that is under way
 	stored                bool
 	writtenAt             time.Time
 
@@ -553,8 +554,11 @@ func (r *creditRecord) apply(tab *held, v *tx.Voucher, most uint64) (over *held)
 
 // settleStageLocked acts on what is durable now, or takes back what could not be written.
 func (p *Pay) settleStageLocked(c *credit, ok bool, now time.Time) {
+	if !c.writing {
+		return
+	}
 	v, tab := c.staged, c.stagedTab
-	c.staged, c.stagedTab = nil, nil
+	c.staged, c.stagedTab, c.writing = nil, nil, false
 	if !ok {
 		// What has come meanwhile is newer.
 		if c.pending == nil {
@@ -563,7 +567,7 @@ func (p *Pay) settleStageLocked(c *credit, ok bool, now time.Time) {
 		if c.pendingTab == nil {
 			c.pendingTab = tab
 		}
-		c.dirty = true
+		c.dirty, c.writeNow = true, true
 		return
 	}
 	c.stored, c.writtenAt = true, now

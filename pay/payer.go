@@ -57,6 +57,7 @@ type debit struct {
 	stagedRec       *debitRecord
 	send            bool // the newest voucher is to be sent (again)
 	dirty, writeNow bool
+	writing         bool // it is in the write that is under way
 	stored          bool
 	writtenAt       time.Time
 
@@ -327,19 +328,22 @@ func (d *debit) stage(now time.Time) bool {
 
 // settleSignLocked sends a voucher that is durable. One that may or may not be is never sent: the next has the same number.
 func (p *Pay) settleSignLocked(d *debit, ok bool, now time.Time) {
+	if !d.writing {
+		return
+	}
 	v, rec := d.staged, d.stagedRec
-	d.staged, d.stagedRec = nil, nil
+	d.staged, d.stagedRec, d.writing = nil, nil, false
 	if !ok {
-		d.dirty = true
+		d.dirty, d.writeNow = true, true
 		if v != nil {
 			p.spent.add(now, -(v.Amount - d.Voucher.Amount))
 		}
 		return
 	}
+	d.stored, d.writtenAt = true, now
 	if v == nil {
 		return
 	}
-	d.stored, d.writtenAt = true, now
 	n := v.Amount - d.Voucher.Amount
 	d.Signed, d.Voucher, d.At = satAdd(d.Signed, n), *v, rec.At
 	d.Line.sign(v, &rec.Last, n)
