@@ -169,13 +169,14 @@ func (t *tabs) allow() {
 	}
 }
 
-// purse is what the owner allows, as pay knows it. Who has said nothing about the price takes what the members allow.
+// purse is what the owner allows, as pay knows it, and no price above what the members allow: a gateway may name an old one after a
+// vote.
 func (t *tabs) purse() pay.Wallet {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	w := pay.Wallet{Budget: int64(t.wallet.Cap), MaxPrice: uint32(t.n.cfg.Gateway.MaxPrice)}
-	if w.MaxPrice == 0 {
-		w.MaxPrice = t.rules.Load().PriceMost
+	w := pay.Wallet{Budget: int64(t.wallet.Cap), MaxPrice: t.rules.Load().PriceMost}
+	if own := uint32(t.n.cfg.Gateway.MaxPrice); own != 0 {
+		w.MaxPrice = min(w.MaxPrice, own)
 	}
 	return w
 }
