@@ -44,6 +44,9 @@ func TestShort(t *testing.T) {
 		if out, err := exec.Command("go", "build", "-o", weft, "weft/cmd/weft").CombinedOutput(); err != nil {
 			t.Fatalf("build weft: %v\n%s", err, out)
 		}
+		if out, err := exec.Command("go", "build", "-tags", "engine", "-o", weft+"-ledger", "weft/cmd/weft").CombinedOutput(); err != nil {
+			t.Fatalf("build weft-ledger: %v\n%s", err, out)
+		}
 	}
 	for _, c := range []struct {
 		name    string
@@ -56,7 +59,7 @@ func TestShort(t *testing.T) {
 		{"line5", []string{"tcp", "rtt", "weft", "kernel"}, []string{"weft", "kernel"}, []string{"tcp", "rtt"}},
 		{"diamond", []string{"heal", "weft"}, []string{"weft"}, []string{"heal-kill", "heal-down", "heal-silent"}},
 		{"join", []string{"join"}, []string{"weft"}, []string{"join"}},
-		{"gateway", []string{"tcp", "down", "rtt", "weft", "wireguard", "kernel"}, []string{"weft", "wireguard", "kernel"}, []string{"tcp", "down", "rtt"}},
+		{"gateway", []string{"tcp", "down", "rtt", "weft", paying, "wireguard", "kernel"}, []string{"weft", paying, "wireguard", "kernel"}, []string{"tcp", "down", "rtt"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			rep, err := Run(t.Context(), Options{
