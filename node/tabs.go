@@ -895,8 +895,10 @@ func (s settler) Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte,
 	if b, err := cl.Get(ctx, k, 0, false); err != nil {
 		return t, nil, at, err
 	} else if len(b.Value) == 0 {
-		// A keeper that hides a tab gains nothing: the ledger refuses to open it a second time.
-		return t, nil, at, pay.ErrNoTab
+		if s.c.keeps() {
+			return t, nil, at, pay.ErrNoTab
+		}
+		return t, nil, at, pay.ErrUnproven // who opens one all the same is refused by the ledger
 	}
 	for { // the block that proves it comes soon after the one that has it
 		v, err := cl.Get(ctx, k, 0, true)

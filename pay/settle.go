@@ -16,10 +16,11 @@ type Settler interface {
 	// Account returns the account of Config.Account.
 	Account(ctx context.Context) (tx.Account, error)
 	// Tab returns a tab's record as of time at, and an anchor that proves it to the payee, at most MaxAnchor bytes. It returns
-	// ErrNoTab when the ledger surely has none; any other error means that nobody knows.
+	// ErrNoTab when the ledger surely has none, ErrUnproven when it has none by somebody's word alone; any other error means that
+	// nobody knows.
 	Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte, at time.Time, err error)
 	// Submit signs a body as Config.Account, waits until it was executed and returns its data. It returns ErrTaken when a tab's
-	// number is taken, and any other error when it was refused or nobody knows.
+	// number is taken, and any other error when it was refused or nobody knows. That it was executed may be somebody's word, too.
 	Submit(ctx context.Context, body tx.Body) (data []byte, err error)
 }
 
@@ -27,6 +28,8 @@ type Settler interface {
 var (
 	ErrNoTab = errors.New("the ledger has no such tab")
 	ErrTaken = errors.New("this number is taken")
+	// ErrUnproven is an ErrNoTab. Whoever is asked may hide a tab, and be its payer: a payee goes on claiming.
+	ErrUnproven = fmt.Errorf("%w, by the word of who keeps it", ErrNoTab)
 )
 
 const (
@@ -99,7 +102,18 @@ func (h *held) ending(now time.Time) bool {
 	return h.Phase == Claim || h.Closing() || now.After(time.Unix(h.Expiry, 0).Add(-claimEvery))
 }
 
-func (p *Pay) settlePayee(ctx context.Context, now time.Time) error {
+// mayBeGone reports whether a tab that is not shown any more can have ended. Its payer cannot end it sooner, and a payee who has closed it
+// himself need not be told.
+func (h *held) mayBeGone(now time.Time) bool {
+	end := h.Expiry
+	if h.Closing() {
+		end = h.Until
+	}
+	return now.Unix() >= end || now.Sub(time.Unix(h.Proven, 0)) > anchorAge
+}
+
+// look sees what the ledger says of tabs at which nobody has looked for a while.
+func (p *Pay) look(ctx context.Context, now time.Time) error {
 	p.mu.Lock()
 	var look []tabKey
 	for _, h := range p.heldTabsLocked() {
@@ -113,11 +127,25 @@ func (p *Pay) settlePayee(ctx context.Context, now time.Time) error {
 		if err != nil && !errors.Is(err, ErrNoTab) {
 			return fmt.Errorf("look at tab %s: %w", k.id, err)
 		}
-		if err := p.change(func() []Entry { return p.sawLocked(k, &t, at, err != nil, now) }); err != nil {
+		unproven := errors.Is(err, ErrUnproven)
+		if err := p.change(func() []Entry {
+			if h := p.heldLocked(k); unproven && h != nil && !h.mayBeGone(now) {
+				p.cfg.Log.Warn("the ledger shows a tab no more that must be there: it is claimed from all the same", "tab", k.id)
+				h.lookAt = now
+				return nil
+			}
+			return p.sawLocked(k, &t, at, err != nil, now)
+		}); err != nil {
 			return fmt.Errorf("keep what the ledger says of tab %s: %w", k.id, err)
 		}
 	}
+	return nil
+}
 
+func (p *Pay) settlePayee(ctx context.Context, now time.Time) error {
+	if err := p.look(ctx, now); err != nil {
+		return err
+	}
 	p.mu.Lock()
 	var due []tabKey
 	var vouchers []tx.Voucher
@@ -136,6 +164,9 @@ func (p *Pay) settlePayee(ctx context.Context, now time.Time) error {
 			return err
 		}
 		due, vouchers = due[n:], vouchers[n:]
+	}
+	if err := p.look(ctx, now); err != nil { // what came of the claims
+		return err
 	}
 	return p.forgetSettled(now)
 }
@@ -165,31 +196,32 @@ func (p *Pay) sawLocked(k tabKey, t *tx.Tab, at time.Time, gone bool, now time.T
 		return []Entry{over.entry(), c.entry()}
 	}
 	old := h.Tab
+	proven := h.Proven
 	h.renew(t, at.Unix())
 	if h.Phase == Claim && h.claimable() == 0 {
 		h.Phase = Settled
 	}
-	if h.Tab == old && h.Phase != Settled {
+	if h.Tab == old && h.Phase != Settled && h.Proven/86400 == proven/86400 {
 		return nil
 	}
 	return []Entry{p.holderEntryLocked(h)}
 }
 
-// claim presents vouchers. Presented twice they pay once.
+// claim presents vouchers. Presented twice they pay once. What was paid is believed when the tab shows it.
 func (p *Pay) claim(ctx context.Context, tabs []tabKey, vouchers []tx.Voucher, now time.Time) error {
 	body := &tx.TabClaim{}
 	for i := range vouchers {
 		body.Vouchers = append(body.Vouchers, vouchers[i].Encode())
 	}
 	data, err := p.cfg.Settler.Submit(ctx, body)
-	var results []tx.Claimed
 	if err == nil {
+		var results []tx.Claimed
 		if results, err = tx.ParseClaimed(data); err == nil && len(results) != len(tabs) {
 			err = errors.New("the ledger's answer is for other vouchers")
 		}
 	}
 	werr := p.change(func() (b []Entry) {
-		for i, k := range tabs {
+		for _, k := range tabs {
 			h := p.heldLocked(k)
 			if h == nil {
 				continue
@@ -199,10 +231,6 @@ func (p *Pay) claim(ctx context.Context, tabs []tabKey, vouchers []tx.Voucher, n
 				continue
 			}
 			h.claimAt = now
-			h.Claimed = min(satAdd(h.Claimed, results[i].Paid), h.Earmark)
-			if h.Phase == Claim && h.claimable() == 0 {
-				h.Phase = Settled
-			}
 			b = append(b, p.holderEntryLocked(h))
 		}
 		return b
