@@ -3,6 +3,7 @@ package pay
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -719,7 +720,7 @@ func TestReload(t *testing.T) {
 				t.Errorf("a debit:\n%+v\n%+v", got.debitRecord, d.debitRecord)
 			}
 		}
-		if p.pay.spent != old.spent {
+		if !maps.Equal(p.pay.spent, old.spent) {
 			t.Errorf("spent %+v, was %+v", p.pay.spent, old.spent)
 		}
 	}

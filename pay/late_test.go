@@ -52,3 +52,48 @@ func TestWritesNowAndThen(t *testing.T) {
 		t.Errorf("%+v", f.debit().debitRecord)
 	}
 }
+
+// A clock that jumps there and back, as that of a router that begins in 1970 at each start, makes no money to spend: each month has
+// its budget once.
+func TestClockJumps(t *testing.T) {
+	w := newWorld(t)
+	user, gw := w.add(), w.add()
+	f := w.flow(user, gw, Internet, 1_250_000)
+	w.open(f)
+	user.pay.SetWallet(Wallet{Budget: f.debit().Signed + 100_000, MaxPrice: testPrice, TabSize: credits})
+	w.run(time.Minute)
+	spent := user.pay.View(w.now).Spent
+	if spent != f.debit().Signed {
+		t.Fatalf("spent %d, signed %d", spent, f.debit().Signed)
+	}
+	for _, years := range []int{-57, 8, -57} {
+		there := w.now.AddDate(years, 0, 0)
+		user.pay.mu.Lock()
+		user.pay.spent.add(there, 1000)
+		b := user.pay.spent.entries(there)
+		user.pay.mu.Unlock()
+		if err := user.store.Write(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, when := range []string{"when the clock is right again", "after a start"} {
+		if got := user.pay.View(w.now).Spent; got != spent {
+			t.Errorf("%s %d are spent, were %d", when, got, spent)
+		}
+		if got := user.pay.View(w.now.AddDate(-57, 0, 0)).Spent; got != 2000 {
+			t.Errorf("%s %d are spent in 1970", when, got)
+		}
+		if err := user.pay.Flush(w.now); err != nil {
+			t.Fatal(err)
+		}
+		user.start()
+	}
+	m := months{}
+	for i := range 100 {
+		at := w.now.AddDate(0, i, 0)
+		m.add(at, 1)
+		if m.entries(at); len(m) > maxMonths || m.in(at) != 1 {
+			t.Fatalf("%d months are kept", len(m))
+		}
+	}
+}

@@ -179,7 +179,7 @@ func FuzzRecords(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, k, v []byte) {
 		load := func(k, v []byte) (l []Entry, err error) {
-			p := &Pay{cfg: Config{Store: &memory{m: map[string][]byte{string(k): v}}}, credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{}}
+			p := &Pay{cfg: Config{Store: &memory{m: map[string][]byte{string(k): v}}}, credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{}, spent: months{}}
 			if err := p.load(); err != nil {
 				return nil, err
 			}

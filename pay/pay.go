@@ -223,7 +223,7 @@ type Pay struct {
 	// forgotten had a verdict that nobody will lift any more.
 	forgotten []ID
 	wallet    Wallet
-	spent     month
+	spent     months
 	lineSeq   uint64
 	lines     int    // closed ones in the store
 	closing   []Line // closed and not yet written
@@ -260,7 +260,7 @@ func New(cfg Config) (*Pay, error) {
 	}
 	p := &Pay{
 		cfg: cfg, self: cfg.Signer.Public(), wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), wallet: cfg.Wallet,
-		credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{},
+		credits: map[ID]*credit{}, debits: map[ID]*debit{}, old: map[tabKey]*held{}, spent: months{},
 	}
 	if p.cfg.Account.IsZero() {
 		p.cfg.Account = p.self
@@ -525,7 +525,7 @@ func (p *Pay) commit(now time.Time, durable []Reading, sign bool) {
 		p.mu.Unlock()
 		return
 	}
-	b = append(b, p.spent.entry())
+	b = append(b, p.spent.entries(now)...)
 	b = p.closedLinesLocked(b)
 	p.mu.Unlock()
 

@@ -35,7 +35,7 @@ const (
 	kindDebit  = 'd' // the same
 	kindOld    = 'o' // tab 16, epoch 4
 	kindLine   = 'l' // number 8
-	kindMonth  = 'm'
+	kindMonth  = 'm' // month 8
 )
 
 func (id ID) key(kind byte) []byte {
@@ -119,7 +119,11 @@ func (p *Pay) load() error {
 			p.lines++
 			p.lineSeq = max(p.lineSeq, binary.BigEndian.Uint64(k[1:]))
 		case kindMonth:
-			return tx.Decode(v, &p.spent)
+			var m month
+			if err := tx.Decode(v, &m); err != nil {
+				return fmt.Errorf("what was spent in a month: %w", err)
+			}
+			p.spent[m.Month] = max(p.spent[m.Month], m.Spent)
 		default:
 			return fmt.Errorf("a record of unknown kind %q: the file is of a newer weft", k[0])
 		}
@@ -134,26 +138,42 @@ type month struct {
 	Spent int64
 }
 
+// months are the sums of some, by month. A clock that jumps, as that of a router which begins in 1970 at each start, begins no month
+// that was there already a second time.
+type months map[int64]int64
+
+const maxMonths = 24
+
 func monthOf(t time.Time) int64 {
 	t = t.UTC()
 	return int64(t.Year())*12 + int64(t.Month())
 }
 
-func (m *month) in(now time.Time) int64 {
-	if m.Month != monthOf(now) {
-		return 0
-	}
-	return m.Spent
+func (m months) in(now time.Time) int64 { return m[monthOf(now)] }
+
+func (m months) add(now time.Time, n int64) {
+	k := monthOf(now)
+	m[k] = max(0, satAdd(m[k], n))
 }
 
-func (m *month) add(now time.Time, n int64) {
-	if k := monthOf(now); m.Month != k {
-		*m = month{Month: k}
-	}
-	m.Spent = max(0, satAdd(m.Spent, n))
-}
+func monthKey(k int64) []byte { return binary.BigEndian.AppendUint64([]byte{kindMonth}, uint64(k)) }
 
-func (m *month) entry() Entry { return Entry{[]byte{kindMonth}, tx.Encode(m)} }
+// entries are the records of what add has changed, and of the oldest, which makes way.
+func (m months) entries(now time.Time) []Entry {
+	k := monthOf(now)
+	b := []Entry{{monthKey(k), tx.Encode(&month{k, m[k]})}}
+	if len(m) > maxMonths {
+		oldest := k
+		for other := range m {
+			if other != k && (oldest == k || other < oldest) {
+				oldest = other
+			}
+		}
+		delete(m, oldest)
+		b = append(b, Entry{Key: monthKey(oldest)})
+	}
+	return b
+}
 
 // Fields implements tx.Record.
 func (m *month) Fields(c *tx.Coder) {
