@@ -161,7 +161,11 @@ func monthKey(k int64) []byte { return binary.BigEndian.AppendUint64([]byte{kind
 // entries are the records of what add has changed, and of the oldest, which makes way.
 func (m months) entries(now time.Time) []Entry {
 	k := monthOf(now)
-	b := []Entry{{monthKey(k), tx.Encode(&month{k, m[k]})}}
+	spent, ok := m[k]
+	if !ok {
+		return nil
+	}
+	b := []Entry{{monthKey(k), tx.Encode(&month{k, spent})}}
 	if len(m) > maxMonths {
 		oldest := k
 		for other := range m {
