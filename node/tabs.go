@@ -42,9 +42,11 @@ import (
 // Without a community there is nothing to pay with, and nothing costs.
 type tabs struct {
 	n     *Node
-	pay   atomic.Pointer[pay.Pay] // nil: no community yet
-	rules atomic.Pointer[rules]   // nil: not known yet
-	self  atomic.Bool             // this node's key is a member's
+	pay   atomic.Pointer[pay.Pay]            // nil: no community yet
+	rules atomic.Pointer[rules]              // nil: not known yet
+	self  atomic.Bool                        // this node's key is a member's, or registered as one's
+	owner atomic.Pointer[ident.PublicKey]    // that member's key, to whom others open tabs; nil: not known, as of a member's own
+	again atomic.Pointer[context.CancelFunc] // has the books opened anew
 
 	members register
 	counts  counters
@@ -113,6 +115,10 @@ func (t *tabs) serve(ctx context.Context, f coopFile) error {
 		if ctx.Err() != nil {
 			return err
 		}
+		if err == nil { // for another owner
+			pause = time.Second
+			continue
+		}
 		t.n.log.Error("no tabs are kept: nothing is paid, and nobody pays; it is tried again", "err", err)
 		t.mu.Lock()
 		t.problem = err.Error()
@@ -125,15 +131,23 @@ func (t *tabs) serve(ctx context.Context, f coopFile) error {
 	}
 }
 
-// keepBooks keeps tabs until ctx ends; its error then is that of the last write.
+// keepBooks keeps tabs until ctx ends, or this node becomes another member's; its error then is that of the last write.
 func (t *tabs) keepBooks(ctx context.Context, f coopFile) (err error) {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	t.again.Store(&stop)
+	defer t.again.Store(nil)
+	account := t.n.self
+	if k := t.owner.Load(); k != nil {
+		account = *k
+	}
 	store, err := pay.OpenFile(t.n.opt.StateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	p, err := pay.New(pay.Config{
-		Signer: t.n.agent, Account: t.n.self, Chain: tx.ChainOf(f.Chain), Log: t.n.log.With("room", "pay"), Store: store, Meter: &t.counts, Settler: settler{t.n.coop},
+		Signer: t.n.agent, Account: account, Chain: tx.ChainOf(f.Chain), Log: t.n.log.With("room", "pay"), Store: store, Meter: &t.counts, Settler: settler{t.n.coop},
 		Send: func(peer ident.PublicKey, payload []byte) error {
 			return t.n.sessions.SendMessage(peer, pay.Channel, payload)
 		},
@@ -284,9 +298,12 @@ func (t *tabs) look(ctx context.Context, now time.Time, due []ident.PublicKey) e
 	t.proved = b
 	changed := t.adopt(r)
 	for _, k := range due {
-		st, err := t.n.coop.memberOf(ctx, cl, k)
+		st, owner, err := t.n.coop.memberOf(ctx, cl, k)
 		if err != nil {
 			return err
+		}
+		if k == t.n.self && st >= ofNode {
+			changed = t.own(owner) || changed
 		}
 		changed = t.members.note(now, k, st, t.n.coop.keeps()) || changed
 	}
@@ -295,6 +312,18 @@ func (t *tabs) look(ctx context.Context, now time.Time, due []ident.PublicKey) e
 		t.keep()
 	}
 	return nil
+}
+
+// own notes whose node this is, and reports whether that is news.
+func (t *tabs) own(k ident.PublicKey) bool {
+	was := t.owner.Swap(&k)
+	if was != nil && *was == k {
+		return false
+	}
+	if stop := t.again.Load(); stop != nil && (was != nil || k != t.n.self) {
+		(*stop)()
+	}
+	return true
 }
 
 // bylaws returns the record of the bylaws in force. To a node that follows another's ledger new ones are proved; that they are the
@@ -364,12 +393,13 @@ func (t *tabs) tell() {
 type tabsFile struct {
 	Rules   *rules
 	Members []ident.PublicKey
+	Owner   *ident.PublicKey `json:",omitempty"` // of this node
 }
 
 func (t *tabs) file() string { return filepath.Join(t.n.coop.dir, "tabs.json") }
 
 func (t *tabs) keep() {
-	b, err := json.Marshal(tabsFile{t.rules.Load(), t.members.list()})
+	b, err := json.Marshal(tabsFile{t.rules.Load(), t.members.list(), t.owner.Load()})
 	if err == nil {
 		err = config.WriteFile(t.file(), b)
 	}
@@ -384,6 +414,7 @@ func (t *tabs) recall() {
 		return
 	}
 	t.members.recall(f.Members)
+	t.owner.Store(f.Owner)
 	t.self.Store(slices.Contains(f.Members, t.n.self))
 	t.adopt(f.Rules)
 }
@@ -960,22 +991,23 @@ func (c *coop) record(ctx context.Context, cl *bftclient.Client, k []byte) (valu
 	return v.Value, at, err
 }
 
-// memberOf asks what a key is: that of a member in good standing, of a node that is registered as one's, or of nobody.
-func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (int, error) {
+// memberOf asks what a key is: that of a member in good standing, of a node that is registered as one's, or of nobody; and for the
+// key of that member.
+func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (what int, owner ident.PublicKey, err error) {
 	var id uint64
 	st := ofMember
 	b, _, err := c.record(ctx, cl, tx.StateKeyKey(k))
 	if err != nil {
-		return ofNobody, err
+		return ofNobody, owner, err
 	}
 	if len(b) > 0 {
 		var r tx.KeyRole
 		if err := tx.Decode(b, &r); err != nil {
-			return ofNobody, fmt.Errorf("the register: %w", err)
+			return ofNobody, owner, fmt.Errorf("the register: %w", err)
 		}
 		switch r.Role {
 		case tx.RoleVoid:
-			return ofInactive, nil
+			return ofInactive, owner, nil
 		case tx.RoleDelegate:
 			st = ofNode
 		}
@@ -983,13 +1015,13 @@ func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.Publi
 	} else {
 		var n tx.Node
 		if b, _, err = c.record(ctx, cl, tx.StateKeyNode(k)); err != nil || len(b) == 0 {
-			return ofNobody, err
+			return ofNobody, owner, err
 		}
 		if err := tx.Decode(b, &n); err != nil {
-			return ofNobody, fmt.Errorf("registered nodes: %w", err)
+			return ofNobody, owner, fmt.Errorf("registered nodes: %w", err)
 		}
 		if time.Now().Unix() > n.Until {
-			return ofInactive, nil
+			return ofInactive, owner, nil
 		}
 		id, st = n.Member, ofNode
 	}
@@ -1002,12 +1034,12 @@ func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.Publi
 		err = tx.Decode(b, &m)
 	}
 	if err != nil {
-		return ofNobody, fmt.Errorf("the register: %w", err)
+		return ofNobody, owner, fmt.Errorf("the register: %w", err)
 	}
 	if m.State != tx.Active {
-		return ofInactive, nil
+		return ofInactive, owner, nil
 	}
-	return st, nil
+	return st, m.Key, nil
 }
 
 // anchor makes the proof of a record that another node of the community can check with what it has verified itself: a block with

@@ -375,7 +375,7 @@ func TestBooksLater(t *testing.T) {
 		h.coop.mu.Lock()
 		h.coop.file = f
 		h.coop.mu.Unlock()
-		b, err := json.Marshal(tabsFile{&rules{Tariff: pay.DefaultTariff(), Version: 3}, []ident.PublicKey{h.self}})
+		b, err := json.Marshal(tabsFile{Rules: &rules{Tariff: pay.DefaultTariff(), Version: 3}, Members: []ident.PublicKey{h.self}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,6 +405,27 @@ func TestBooksLater(t *testing.T) {
 		}
 		if p := h.tabs.pay.Load(); p == nil || p.View(time.Now()).Budget != 7 {
 			t.Error("pay does not know the cap")
+		}
+		// It turns out to be another member's node: others open tabs to him from now on, and the books go on.
+		was := h.tabs.pay.Load()
+		owner := tabKey(77)
+		if h.tabs.own(h.self) || h.tabs.own(h.self) {
+			time.Sleep(time.Second)
+		}
+		if h.tabs.pay.Load() != was {
+			t.Error("its own key makes another of it")
+		}
+		if !h.tabs.own(owner) {
+			t.Error("another owner is no news")
+		}
+		time.Sleep(3 * time.Second)
+		if p := h.tabs.pay.Load(); p == nil || p == was || p.View(time.Now()).Budget != 7 {
+			t.Error("the books are not opened for another owner")
+		}
+		h.tabs.keep()
+		h.tabs.owner.Store(nil)
+		if h.tabs.recall(); h.tabs.owner.Load() == nil || *h.tabs.owner.Load() != owner {
+			t.Error("the owner is forgotten")
 		}
 		stop()
 		if err := <-done; err != nil {
