@@ -367,6 +367,7 @@ func TestBooksLater(t *testing.T) {
 		v := newVillage(t)
 		h := v.house(func(c *config.Config) { c.Name = "gina"; c.Wallet.Cap = 5 })
 		defer v.close()
+		synctest.Wait() // until the node knows that it has no community
 		held, err := pay.OpenFile(h.dir)
 		if err != nil {
 			t.Fatal(err)

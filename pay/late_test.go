@@ -39,7 +39,7 @@ func TestWritesNowAndThen(t *testing.T) {
 	user, gw := w.add(), w.add()
 	user.wallet = Wallet{MaxPrice: testPrice}
 	user.start()
-	f := w.flow(user, gw, Internet, 1_250_000)
+	f := w.flow(user, gw, Internet, 20_000)
 	w.run(time.Minute)
 	before := [2]int{user.store.writes, gw.store.writes}
 	w.run(5 * time.Minute)
@@ -47,6 +47,14 @@ func TestWritesNowAndThen(t *testing.T) {
 		if n := p.store.writes - before[i]; n < 20 || n > 70 { // a throttled account goes to and fro now and then
 			t.Errorf("%d writes in 5 minutes", n)
 		}
+	}
+	f.rate = 1_250_000 // now a crash would make it forget what it will never sign for
+	w.run(10*time.Second + step)
+	bytes := f.debit().Bytes
+	user.crash(0)
+	user.start()
+	if d := f.debit(); d == nil || d.Bytes < bytes-GapBytes-1_250_000/4 {
+		t.Errorf("of %d bytes a crash leaves %+v", bytes, d)
 	}
 	if f.debit().Bytes == 0 || f.debit().Voucher != (tx.Voucher{}) {
 		t.Errorf("%+v", f.debit().debitRecord)

@@ -57,7 +57,8 @@ type debit struct {
 	stagedRec       *debitRecord
 	send            bool // the newest voucher is to be sent (again)
 	dirty, writeNow bool
-	writing         bool // it is in the write that is under way
+	writing         bool   // it is in the write that is under way
+	kept, keeping   uint64 // Bytes as last written, and in the write that is under way
 	stored          bool
 	writtenAt       time.Time
 
@@ -319,7 +320,9 @@ func (d *debit) stage(now time.Time) bool {
 	if d.writtenAt.IsZero() {
 		d.writtenAt = now
 	}
-	if d.staged != nil || d.writeNow || d.dirty && now.Sub(d.writtenAt) >= storeEvery {
+	// What a crash makes this node forget and its payee not is more than it will sign for: less than the gap, then.
+	if d.staged != nil || d.writeNow || d.dirty && (now.Sub(d.writtenAt) >= storeEvery || d.Bytes-min(d.Bytes, d.kept) >= GapBytes/2) {
+		d.keeping = d.Bytes
 		d.writeNow, d.dirty = false, false
 		return true
 	}
@@ -340,7 +343,7 @@ func (p *Pay) settleSignLocked(d *debit, ok bool, now time.Time) {
 		}
 		return
 	}
-	d.stored, d.writtenAt = true, now
+	d.stored, d.writtenAt, d.kept = true, now, d.keeping
 	if v == nil {
 		return
 	}
