@@ -320,8 +320,8 @@ func (d *debit) stage(now time.Time) bool {
 	if d.writtenAt.IsZero() {
 		d.writtenAt = now
 	}
-	// What a crash makes this node forget and its payee not is more than it will sign for: less than the gap, then.
-	if d.staged != nil || d.writeNow || d.dirty && (now.Sub(d.writtenAt) >= storeEvery || d.Bytes-min(d.Bytes, d.kept) >= GapBytes/2) {
+	// What a crash makes this node forget and its payee not is more than it will sign for: a part of the gap, then.
+	if d.staged != nil || d.writeNow || d.dirty && (now.Sub(d.writtenAt) >= storeEvery || d.Bytes-min(d.Bytes, d.kept) >= GapBytes/8) {
 		d.keeping = d.Bytes
 		d.writeNow, d.dirty = false, false
 		return true
