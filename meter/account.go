@@ -12,6 +12,7 @@ const (
 	windowLen    = 10 * time.Second
 	badWindows   = 2 // in a row until a gap is reported
 	goodWindows  = 2 // in a row until it is over
+	pardonEvery  = time.Hour
 	fastEvery    = 250 * time.Millisecond
 	slowEvery    = time.Second
 	maxRetries   = 5  // of the last beacon, while nobody answers
@@ -107,6 +108,42 @@ func (c *compared) advance(sentEpoch, recvEpoch uint64, sent, recv Count) (dSent
 	return dSent, dRecv, fresh, true
 }
 
+// Drift sums up what one direction comes apart by: what this node has counted itself and both ends do not agree on. In each window a
+// tolerance of it is forgiven and the rest stays, so who cheats in some windows and not in others gets no further than who cheats in
+// all. The zero value is ready.
+type Drift struct {
+	sum      uint64 // billed bytes
+	most     uint64 // moved in one window since sum was 0: the limit
+	pardoned time.Time
+}
+
+// Take adds a window: what is not agreed has grown by so many billed bytes (or shrunk, when what was late or under way is agreed), moved
+// is the traffic by this node's own count, and forgiven what may be missing. As grown is never more than moved, one window alone
+// never brings the sum above its limit.
+func (d *Drift) Take(grown int64, moved, forgiven uint64) {
+	if d.sum == 0 {
+		d.most = 0
+	}
+	d.most = max(d.most, moved)
+	d.sum = uint64(max(int64(d.sum)+grown-int64(min(forgiven, maxCounter)), 0))
+}
+
+// Over reports whether more is missing, beyond what is forgiven, than the traffic of the fullest window.
+func (d *Drift) Over() bool { return d.sum > d.most }
+
+// Settle reports whether a gap may end, now that windows are good. When too much is missing still it may once an hour, and then all is
+// forgiven: a line that was dead for half a minute is no reason to hold an honest end back for long.
+func (d *Drift) Settle(now time.Time) (may, pardoned bool) {
+	if !d.Over() {
+		return true, false
+	}
+	if !d.pardoned.IsZero() && now.Sub(d.pardoned) < pardonEvery {
+		return false, false
+	}
+	d.sum, d.pardoned = 0, now
+	return true, true
+}
+
 // ledger is what lasts of one kind of traffic with one peer. It is written as a whole, so the totals and the counters that are in
 // them already are always of the same moment: nothing is counted twice, whatever is killed when.
 type ledger struct {
@@ -133,6 +170,12 @@ func (l *ledger) absorb(epoch uint64, sent, recv Count) (dSent, dRecv Count) {
 	return dSent, dRecv
 }
 
+// apart is the billed bytes of each direction that this node has counted and both ends do not agree on, for life: what got lost, what
+// the peer does not admit, and what is under way. It shrinks when that is agreed.
+func (l *ledger) apart() [2]uint64 {
+	return [2]uint64{Out: l.sentTotal.minus(l.out.agreed).Billed(), In: l.recvTotal.minus(l.in.agreed).Billed()}
+}
+
 // sentBeacon is what an echo is compared with.
 type sentBeacon struct {
 	seq   uint32 // 0: the place is free
@@ -155,8 +198,10 @@ type heard struct {
 type verdict struct {
 	gap       bool
 	reason    Reason
-	lost      uint64 // billed bytes by which the ends differed in the last bad window
+	lost      uint64 // billed bytes by which the ends differed in the last bad window, or in all that told together
 	bad, good int    // windows in a row
+	drift     Drift
+	apart     uint64 // of the ledger, when the last window ended
 	last      Reason // of the bad ones
 	flagged   Reason // in this window, by a single beacon
 
@@ -191,6 +236,7 @@ type live struct {
 	stale  uint64 // beacons that came twice, late, or of an epoch that was over
 
 	started time.Time // of the window; zero when nothing moves
+	ended   time.Time // of the window before it
 	dir     [2]verdict
 
 	samples []sample // oldest first, one a second
@@ -202,6 +248,15 @@ type sample struct {
 }
 
 const maxSamples = 11
+
+// newLive makes what is known of a kind of traffic of which so much was apart before.
+func newLive(apart [2]uint64) *live {
+	v := &live{replies: idleReplies}
+	for d := range v.dir {
+		v.dir[d].apart = apart[d]
+	}
+	return v
+}
 
 // rates returns bytes a second out and in, over the last second and over ten.
 func (v *live) rates(now time.Time) (out1, in1, out10, in10 uint64) {
@@ -242,21 +297,31 @@ func (v *live) moved(dSent, dRecv Count, now time.Time) {
 	v.retries, v.replies = 0, idleReplies
 }
 
-// leave returns what is kept of v when the session ends: what is held of a peer, or nil when that is nothing. Who opens another
-// session is not believed again for that.
-func (v *live) leave() *live {
-	kept := &live{gone: true, replies: idleReplies, dir: v.dir}
-	trouble := false
-	for d := range kept.dir {
-		w := &kept.dir[d]
-		w.sent, w.recv, w.compared, w.moved = 0, 0, false, 0
-		trouble = trouble || w.gap || w.bad > 0
-	}
-	if !trouble {
+// leave returns what is kept of v when the session ends: what is held of a peer, and the window that is under way, or nil when that is
+// nothing. Who opens another session is not believed again for that, and what was never compared in the old one is not forgotten.
+func (v *live) leave(now time.Time) *live {
+	kept := &live{gone: true, replies: idleReplies, radio: v.radio, dir: v.dir, started: v.started, ended: v.ended}
+	if kept.forgotten(now) {
 		return nil
 	}
 	return kept
 }
+
+// forgotten reports whether nothing is held of a peer any more.
+func (v *live) forgotten(now time.Time) bool {
+	if !v.started.IsZero() {
+		return false
+	}
+	for d := range v.dir {
+		if w := &v.dir[d]; w.gap || w.bad > 0 || w.drift.sum > resting(now.Sub(v.ended)) {
+			return false
+		}
+	}
+	return true
+}
+
+// resting is what is forgiven while nothing moves.
+func resting(d time.Duration) uint64 { return minTolerance * uint64(max(d, 0)/windowLen) }
 
 // interval is the time between two beacons of a kind, and the bytes after which one comes earlier.
 func interval(k Kind) (time.Duration, uint64) {
@@ -439,7 +504,7 @@ func (v *live) flag(r Reason, in, out bool, now time.Time) {
 }
 
 // judge ends the window when it is time and returns the directions whose verdict has changed.
-func (v *live) judge(now time.Time) (changed [2]bool) {
+func (v *live) judge(l *ledger, now time.Time) (changed [2]bool) {
 	for d := range v.dir { // what cannot be true needs no second window
 		if w := &v.dir[d]; w.flagged != Agreed && (!w.gap || w.reason != w.flagged) {
 			changed[d] = !w.gap // another reason is no news: a peer shall not fill logs by making them up
@@ -450,17 +515,28 @@ func (v *live) judge(now time.Time) (changed [2]bool) {
 	if v.started.IsZero() || length < windowLen {
 		return
 	}
-	idle := true
+	var rested uint64
+	if !v.ended.IsZero() {
+		rested = resting(v.started.Sub(v.ended))
+	}
+	idle, apart := true, l.apart()
 	for d := range v.dir {
 		w := &v.dir[d]
+		w.drift.Take(int64(apart[d])-int64(w.apart), w.moved, Tolerance(w.moved, length, v.radio)+rested)
+		w.apart = apart[d]
 		idle = idle && w.moved == 0 && !w.compared && w.flagged == Agreed
 		reason, lost := w.window(Direction(d), length, v.radio)
 		switch {
+		case reason == Agreed && w.drift.Over() && !w.gap: // no window by itself, but all together
+			w.gap, w.reason, w.lost, changed[d] = true, w.missing(Direction(d)), w.drift.sum, true
+			w.good = 0
 		case reason == Agreed && !w.compared: // nothing to judge by
 		case reason == Agreed:
 			w.bad, w.good = 0, w.good+1
 			if w.gap && w.good >= goodWindows {
-				w.gap, w.reason, w.lost, changed[d] = false, Agreed, 0, true
+				if may, _ := w.drift.Settle(now); may {
+					w.gap, w.reason, w.lost, changed[d] = false, Agreed, 0, true
+				}
 			}
 		default:
 			// A queue that fills and empties makes a gap one way and then the other; only one that goes on is one.
@@ -468,7 +544,7 @@ func (v *live) judge(now time.Time) (changed [2]bool) {
 				w.bad = 0
 			}
 			w.bad, w.good, w.last = w.bad+1, 0, reason
-			if w.bad >= badWindows && !w.gap {
+			if (w.bad >= badWindows || w.drift.Over()) && !w.gap {
 				w.gap, w.reason, changed[d] = true, reason, true
 			}
 			if w.gap {
@@ -477,11 +553,22 @@ func (v *live) judge(now time.Time) (changed [2]bool) {
 		}
 		w.sent, w.recv, w.compared, w.moved, w.flagged = 0, 0, false, 0, Agreed
 	}
-	v.started = now
+	v.started, v.ended = now, now
 	if idle {
 		v.started = time.Time{}
 	}
 	return
+}
+
+// missing is why what this node has counted is not agreed.
+func (w *verdict) missing(d Direction) Reason {
+	switch {
+	case !w.compared:
+		return Silent
+	case d == Out:
+		return Lossy
+	}
+	return Understated
 }
 
 // window says what is wrong with what was compared in one window.

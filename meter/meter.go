@@ -81,7 +81,7 @@ type Event struct {
 	Direction Direction
 	Gap       bool   // false: it is over
 	Reason    Reason // Agreed when it is over
-	Lost      uint64 // billed bytes by which the ends differed in the last window; 0 when a single beacon told
+	Lost      uint64 // billed bytes by which the ends differed in the last window, or in all that told together; 0 when a beacon told
 }
 
 // Config is what a meter needs. All functions but Radio, LinkLoss and Notify must be given.
@@ -299,7 +299,7 @@ func (m *Meter) Handle(from ident.PublicKey, payload []byte) {
 
 func (p *peer) liveLocked(k Kind) *live {
 	if p.live[k] == nil {
-		p.live[k] = &live{replies: idleReplies}
+		p.live[k] = newLive(p.led[k].apart())
 	}
 	return p.live[k]
 }
@@ -315,11 +315,15 @@ func (m *Meter) absorbLocked(r *SessionReading, now time.Time) *peer {
 	var use Use
 	for k := range Kind(numKinds) {
 		sent, recv := r.kind(k)
+		before := p.led[k].apart()
 		dSent, dRecv := p.led[k].absorb(r.Epoch, sent, recv)
 		if dSent == (Count{}) && dRecv == (Count{}) {
 			continue
 		}
-		p.liveLocked(k).moved(dSent, dRecv, now)
+		if p.live[k] == nil {
+			p.live[k] = newLive(before)
+		}
+		p.live[k].moved(dSent, dRecv, now)
 		p.dirty = true
 		if k == Outside {
 			use.OutsideSent, use.OutsideRecv = dSent, dRecv
@@ -546,29 +550,27 @@ func (m *Meter) readLocked(rs []SessionReading, now time.Time) (due []dueBeacon)
 	}
 	m.busy = false
 	for _, p := range m.peers {
-		if !p.here {
-			for k, v := range p.live {
-				if v != nil && !v.gone {
-					p.live[k] = v.leave()
-				}
-			}
-			continue
-		}
 		for k, v := range p.live {
 			if v == nil {
 				continue
 			}
-			v.gone = false
 			l := &p.led[k]
+			if !p.here {
+				// The window goes on: who leaves before it ends is judged all the same.
+				if !v.gone {
+					v = v.leave(now)
+				} else if m.judgeLocked(p, Kind(k), now); v.forgotten(now) {
+					v = nil
+				}
+				p.live[k] = v
+				continue
+			}
+			v.gone = false
 			v.sample(l, now)
 			out, in, _, _ := v.rates(now)
 			_, volume := interval(Kind(k))
 			m.busy = m.busy || out+in > volume
-			for d, changed := range v.judge(now) {
-				if w := &v.dir[d]; changed {
-					m.events = append(m.events, Event{p.key, Kind(k), Direction(d), w.gap, w.reason, w.lost})
-				}
-			}
+			m.judgeLocked(p, Kind(k), now)
 			if v.due(l, Kind(k), now) {
 				due = append(due, dueBeacon{p: p, kind: Kind(k)})
 			}
@@ -578,6 +580,16 @@ func (m *Meter) readLocked(rs []SessionReading, now time.Time) (due []dueBeacon)
 		return cmp.Or(bytes.Compare(a.p.key[:], b.p.key[:]), cmp.Compare(a.kind, b.kind))
 	})
 	return due
+}
+
+// judgeLocked ends the window of one kind of traffic when it is time, and notes what has changed.
+func (m *Meter) judgeLocked(p *peer, k Kind, now time.Time) {
+	v := p.live[k]
+	for d, changed := range v.judge(&p.led[k], now) {
+		if w := &v.dir[d]; changed {
+			m.events = append(m.events, Event{p.key, k, Direction(d), w.gap, w.reason, w.lost})
+		}
+	}
 }
 
 // Tally is what lasts of one kind of traffic with one peer, for life. Sent and Recv are this node's own counts. Delivered is what

@@ -28,6 +28,7 @@ type world struct {
 	t     *testing.T
 	delay time.Duration
 	step  time.Duration
+	radio bool // every way has radio in it
 	nodes []*node
 
 	mu  sync.Mutex // taken before a node's
@@ -156,6 +157,7 @@ func (n *node) start() {
 			return 0, false
 		},
 		LinkLoss: func(id ident.NodeID) int { return n.linkLoss[id] },
+		Radio:    func(ident.NodeID) bool { return n.w.radio },
 		Penalise: func(id ident.NodeID, f int) {
 			n.mu.Lock()
 			n.penalties[id] = f
