@@ -179,7 +179,7 @@ func (p *peer) status() bftclient.Status {
 
 func (p *peer) height(atLeast int64) {
 	p.t.Helper()
-	eventually(p.t, 30*time.Second, fmt.Sprint("height ", atLeast), func() error {
+	eventually(p.t, 2*time.Minute, fmt.Sprint("height ", atLeast), func() error {
 		if s := p.status(); s.Height < atLeast {
 			return fmt.Errorf("%d; halted: %q peers: %v catching up: %v", s.Height, s.Halted, s.Peers, s.CatchingUp)
 		}
@@ -195,7 +195,7 @@ func (p *peer) pay(from, to int, nonce uint64) bftclient.Result {
 
 func (p *peer) final(raw []byte) bftclient.Result {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	r, err := p.client.Finalise(ctx, raw)
 	if err != nil {
@@ -419,7 +419,7 @@ func (w *network) start() {
 func (w *network) meet(n int) {
 	w.t.Helper()
 	for i, p := range w.peers {
-		eventually(w.t, 30*time.Second, fmt.Sprint("peers of ", i), func() error {
+		eventually(w.t, time.Minute, fmt.Sprint("peers of ", i), func() error {
 			if s := p.status(); len(s.Peers) < n {
 				return fmt.Errorf("%d peers", len(s.Peers))
 			}
