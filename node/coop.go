@@ -722,6 +722,12 @@ func (c *coop) transact(ctx context.Context, body tx.Body) (api.CoopResult, erro
 	if err != nil {
 		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "%v", plain(err))
 	}
+	c.mu.Lock()
+	chain := c.file.Chain
+	c.mu.Unlock()
+	if s.Chain != chain { // what is signed for another community could be used there
+		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the node that should keep the ledger of %s keeps %s: nothing is signed for that", chain, s.Chain)
+	}
 	if was := time.Unix(s.Time, 0); time.Since(was) > stoodStill {
 		return api.CoopResult{}, api.Errorf(api.CodeBadRequest, "the ledger has stood still since %s", was.Local().Format("2006-01-02 15:04")).
 			WithHint("it takes transactions again when it has made a block of today, which it does by itself within minutes; see: weft ledger status")
