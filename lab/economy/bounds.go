@@ -91,6 +91,8 @@ func (w *world) outcome(a *account, views map[*node]map[role]pay.AccountView, ch
 			o.payeeBound += ahead(gapSeen + detect + pay.ShapeTime)
 		case SlyReporter:
 			o.payeeBound += pay.Cost(a.allowed, price)
+		case TurnReporter:
+			o.payeeBound += int64(1+a.pardons)*ahead(gapSeen+detect+pay.ShapeTime) + pay.Cost(a.allowed, price)
 		}
 	}
 	o.payeeBound += int64(a.reboots[1]) * ahead(meterKept+Step)

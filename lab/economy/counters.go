@@ -27,7 +27,9 @@ type account struct {
 
 	// Internet: one window of 10 s, each way as each end sees it.
 	window  window
+	windows int    // judged
 	allowed uint64 // Σ of the tolerances of judged windows, bytes
+	pardons int    // gaps of the payer that ended though much was missing
 
 	// The slow tier in this step, shared by what is carried.
 	stepAt int64
@@ -50,6 +52,7 @@ type end struct {
 	gap     bool
 	bad     int
 	good    int
+	drift   [2]meter.Drift // out and in
 }
 
 func (e *end) peer() *node {
@@ -186,22 +189,40 @@ func (a *account) judge(now int64) {
 	span := time.Duration(now-w.began) * time.Second
 	g, up := meter.Tolerance(w.sent, span, false), meter.Tolerance(w.upSent, span, false)
 	a.allowed += g + up
-	a.ends[0].verdict(w.saysSent > w.got+g || w.upSaysGot > w.upSent+up || w.upSent > w.upSaysGot+up)
-	a.ends[1].verdict(w.sent > w.saysGot+g || w.saysGot > w.sent+g || w.upGot > w.upSaysSent+up)
+	a.windows++
+	user, gw := a.ends[0], a.ends[1]
+	user.drift[meter.Out].Take(int64(w.upSent-min(w.upSent, w.upSaysGot)), w.upSent, up)
+	user.drift[meter.In].Take(int64(w.got-min(w.got, w.saysSent)), w.got, g)
+	gw.drift[meter.Out].Take(int64(w.sent-min(w.sent, w.saysGot)), w.sent, g)
+	gw.drift[meter.In].Take(int64(w.upGot-min(w.upGot, w.upSaysSent)), w.upGot, up)
+	user.verdict(w.saysSent > w.got+g || w.upSaysGot > w.upSent+up || w.upSent > w.upSaysGot+up, now)
+	a.pardons += gw.verdict(w.sent > w.saysGot+g || w.saysGot > w.sent+g || w.upGot > w.upSaysSent+up, now)
 	*w = window{}
 }
 
-// verdict takes a window: two bad ones in a row are a gap, two good ones end it.
-func (e *end) verdict(bad bool) {
-	if bad {
-		if e.bad, e.good = e.bad+1, 0; e.bad >= 2 {
-			e.gap = true
+// verdict takes a window: two bad ones in a row are a gap, or much that is missing in all; two good ones end it, once an hour also when
+// much is missing. It returns how often the latter has happened, by direction.
+func (e *end) verdict(bad bool, now int64) (pardons int) {
+	over := e.drift[meter.Out].Over() || e.drift[meter.In].Over()
+	switch {
+	case bad:
+		e.bad, e.good = e.bad+1, 0
+		e.gap = e.gap || e.bad >= 2 || over
+	case over && !e.gap:
+		e.gap, e.bad, e.good = true, 0, 0
+	default:
+		if e.bad, e.good = 0, e.good+1; e.gap && e.good >= 2 {
+			e.gap = false
+			for d := range e.drift {
+				may, pardoned := e.drift[d].Settle(time.Unix(now, 0))
+				e.gap = e.gap || !may
+				if pardoned {
+					pardons++
+				}
+			}
 		}
-		return
 	}
-	if e.bad, e.good = 0, e.good+1; e.good >= 2 {
-		e.gap = false
-	}
+	return pardons
 }
 
 // full is a rate that holds nothing back.

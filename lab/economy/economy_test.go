@@ -118,6 +118,14 @@ func TestBroken(t *testing.T) {
 			w.first(FreeRider).rate, w.first(FreeRider).busyness = 5_000_000, 200
 		})
 	})
+	t.Run("gaps that nobody acts on", func(t *testing.T) {
+		broken(t, "alternating under-reporter as payer", func(w *world) {
+			for _, g := range w.gateways {
+				g.lies.mild = true
+			}
+			w.first(TurnReporter).rate, w.first(TurnReporter).busyness = 5_000_000, 200
+		})
+	})
 	t.Run("strangers at the full rate", func(t *testing.T) {
 		broken(t, "sybil newcomers as payer", func(w *world) {
 			for _, g := range w.gateways {

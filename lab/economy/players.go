@@ -17,6 +17,7 @@ const (
 	OverBiller
 	UnderReporter
 	SlyReporter
+	TurnReporter
 	FreeRider
 	EarlyCloser
 	Replayer
@@ -35,6 +36,7 @@ var playerNames = [players]struct{ name, what string }{
 	OverBiller:    {"over-billing gateway", "its meter says 1.5 times what it carried to one half of its clients, 1.009 times to the other"},
 	UnderReporter: {"under-reporting user", "its meter says half of what it got"},
 	SlyReporter:   {"sly under-reporter", "its meter says 0.9 % less than it got: too little for a gap"},
+	TurnReporter:  {"alternating under-reporter", "its meter leaves out 7 s in each other window, so that never two in a row are bad"},
 	FreeRider:     {"free rider", "opens tabs and never sends a voucher"},
 	EarlyCloser:   {"early closer", "signs nothing for the day's last use, and closes all its tabs right after it"},
 	Replayer:      {"replayer", "sends old vouchers, vouchers of other chains, epochs, tabs and amounts, old anchors, and its old transactions"},
@@ -125,7 +127,7 @@ func (w *world) cast() {
 		return cmp.Or(cmp.Compare(lie(a), lie(b)), cmp.Compare(min(transit[a.index], 2), min(transit[b.index], 2)), cmp.Compare(b.rate, a.rate))
 	})
 	for range sets {
-		for _, k := range []Player{UnderReporter, SlyReporter, FreeRider, EarlyCloser, Replayer, RebootHome, Accomplice} {
+		for _, k := range []Player{UnderReporter, SlyReporter, TurnReporter, FreeRider, EarlyCloser, Replayer, RebootHome, Accomplice} {
 			free[0].kind = k
 			free[0].busyness = max(free[0].busyness, 6)
 			free = free[1:]
@@ -164,12 +166,16 @@ func (n *node) claims(a *account) float64 {
 }
 
 // reports is what a client tells its gateway's meter that it got, of each byte.
-func (n *node) reports(*account, int64) float64 {
+func (n *node) reports(a *account, now int64) float64 {
 	switch n.kind {
 	case UnderReporter:
 		return 0.5
 	case SlyReporter:
 		return 0.991
+	case TurnReporter:
+		if a.windows%2 == 0 && now-a.window.began <= 7 {
+			return 0
+		}
 	}
 	return 1
 }

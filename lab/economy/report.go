@@ -84,6 +84,8 @@ func rule(p Player, role pay.Role) string {
 		return served + fmt.Sprintf(", and p·R·%v once, till the gap acts", gapSeen+detect+pay.ShapeTime)
 	case p == SlyReporter && role == pay.Payer:
 		return served + ", and p·g each 10 s"
+	case p == TurnReporter && role == pay.Payer:
+		return served + fmt.Sprintf(", p·R·%v for each gap, at most one an hour, and p·g each 10 s", gapSeen+detect+pay.ShapeTime)
 	case role == pay.Payee && (p == RebootHome || p == RebootGateway || p == RebootRelay):
 		return served + fmt.Sprintf(", and p·R·%v each time", meterKept+Step)
 	case role == pay.Payee:
