@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,6 +42,15 @@ func (e *env) printWallet(w api.Wallet) error {
 		return nil
 	}
 	e.say("Balance    %s credits; the community lets you owe %s: %s to spend", credits(w.Balance), credits(w.Limit), credits(w.Balance+w.Limit))
+	var aside int64
+	for _, a := range w.Accounts {
+		if a.Role == "payer" {
+			aside += a.TabLeft
+		}
+	}
+	if aside > 0 {
+		e.say("Set aside  %s credits more, in tabs for those you pay; what is not used comes back when a tab ends", credits(aside))
+	}
 	if w.Cap > 0 {
 		e.say("Month      %s of at most %s credits spent, %s earned", credits(w.Spent), credits(w.Cap), credits(w.Earned))
 	} else {
@@ -131,8 +141,10 @@ func (c *walletSettleCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	if !e.json {
-		e.say("What others have promised is claimed.")
+	if !e.json && slices.ContainsFunc(w.Accounts, func(a api.WalletAccount) bool { return a.Role == "payee" }) {
+		e.say("All that others have promised is claimed.")
+	} else if !e.json {
+		e.say("Nobody has promised this node anything.")
 	}
 	return e.printWallet(w)
 }
@@ -142,6 +154,9 @@ type walletBillCmd struct {
 }
 
 func (c *walletBillCmd) Run(e *env) error {
+	if _, err := time.Parse("2006-01", c.Month); err != nil && c.Month != "" {
+		return usageError{fmt.Errorf("--month %s: written like 2026-11", clean(c.Month))}
+	}
 	lines, err := e.node().Bill(e.ctx, c.Month)
 	if err != nil {
 		return err
@@ -150,7 +165,7 @@ func (c *walletBillCmd) Run(e *env) error {
 		return e.printJSON(lines)
 	}
 	if len(lines) == 0 {
-		e.say("Nothing was billed.")
+		e.say("Nothing was billed in %s.", cmp.Or(c.Month, "this month"))
 		return nil
 	}
 	t := columns("FROM", "UNTIL", "WITH", "FOR", ">PRICE", ">SENT", ">RECEIVED", ">BILLED", ">COST", ">EARNED", "BACKED BY")
@@ -173,7 +188,7 @@ func (c *walletBillCmd) Run(e *env) error {
 			back = fmt.Sprintf("voucher %d over %s", l.Voucher, credits(l.Signed))
 		}
 		if l.Receipt > 0 {
-			back += fmt.Sprintf(", receipt for %d", l.Receipt)
+			back += fmt.Sprintf(", receipt for voucher %d", l.Receipt)
 		}
 		t.row(l.From.Local().Format("01-02 15:04"), l.Until.Local().Format("01-02 15:04"), cmp.Or(l.Name, l.ID), l.Service, config.FormatPrice(uint64(l.Price)),
 			sent, recv, size(l.Bytes), c, g, back)
