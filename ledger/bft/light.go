@@ -82,7 +82,7 @@ type lightReactor struct {
 
 	mu     sync.Mutex
 	asked  map[question]chan []byte
-	beats  map[p2p.ID]bool // peers that tell that they live: only they can be missed
+	beats  map[p2p.ID]bool // peers that have told that they live
 	closed bool
 }
 
@@ -172,9 +172,12 @@ func (e *engine) beat(ctx context.Context) {
 		b := binary.BigEndian.AppendUint64([]byte{2}, uint64(e.node.BlockStore().Height()))
 		for _, p := range peersOf(sw.Peers()) {
 			e.light.mu.Lock()
-			beats := e.light.beats[p.ID()]
+			limit := patience
+			if !e.light.beats[p.ID()] { // of two that dialled each other at once, each may have kept the connection that the other has dropped
+				limit = silence
+			}
 			e.light.mu.Unlock()
-			if silent := p.Status().RecvMonitor.Idle; beats && silent > patience {
+			if silent := p.Status().RecvMonitor.Idle; silent > limit {
 				e.log.Info("nothing comes from a peer: connecting anew", "peer", p.ID(), "silent", silent.Round(time.Second))
 				sw.StopPeerGracefully(p)
 				continue
