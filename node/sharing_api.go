@@ -24,7 +24,7 @@ func (n *Node) Gateway(context.Context) (api.Gateway, error) {
 	watched, ready := s.watched, s.through == s.use.Gateway
 	s.mu.Unlock()
 	out := api.Gateway{
-		Offer: api.GatewayOffer{On: want.Offer, Mode: mode, Price: uint32(want.Price), DownBps: uint64(want.Down), UpBps: uint64(want.Up), Members: want.Members},
+		Offer: api.GatewayOffer{On: want.Offer, Mode: mode, Price: s.price(), DownBps: uint64(want.Down), UpBps: uint64(want.Up), Members: want.Members},
 		DNS:   api.DNS{Listen: dnsAt, Redirect: whole && s.redirectTo() != 0, Queries: ds.Queries, Cached: ds.Hits},
 	}
 	o := &out.Offer

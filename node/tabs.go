@@ -50,6 +50,7 @@ type tabs struct {
 
 	members register
 	counts  counters
+	news    atomic.Bool // there is something to keep in tabs.json
 
 	// Only for watch:
 	proved []byte               // the bylaws in force as last read
@@ -60,8 +61,9 @@ type tabs struct {
 	mu      sync.Mutex // guards what follows
 	problem string     // why no tabs are kept
 	wallet  config.Wallet
-	account tx.Account              // as last heard
-	slow    map[ident.NodeID]uint32 // neighbours that get the free tier alone for what they owe carriage for, kbit/s
+	account tx.Account                 // as last heard
+	slow    map[ident.NodeID]uint32    // neighbours that get the free tier alone for what they owe carriage for, kbit/s
+	relays  map[ident.PublicKey]uint16 // on the way to clients, as of when there was one last
 }
 
 // rules are what the members have voted, in force now.
@@ -90,7 +92,7 @@ const (
 )
 
 func newTabs(n *Node) *tabs {
-	t := &tabs{n: n, wallet: n.cfg.Wallet, slow: map[ident.NodeID]uint32{}}
+	t := &tabs{n: n, wallet: n.cfg.Wallet, slow: map[ident.NodeID]uint32{}, relays: map[ident.PublicKey]uint16{}}
 	t.members.known = map[ident.PublicKey]*standing{}
 	t.counts.init(t)
 	return t
@@ -206,10 +208,15 @@ func (t *tabs) price(id pay.ID) (uint32, bool) {
 	}
 	own := t.n.sharing.price()
 	hop, ok := t.n.routing.table.Load().Route(id.Peer.ID())
-	if !ok || hop.Hops == 0 {
-		return own, true
-	}
-	return uint32(min(uint64(own)+uint64(hop.Hops-1)*uint64(r.Carriage), 1<<32-1)), true
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if ok && hop.Hops > 0 {
+		if len(t.relays) >= maxCounted {
+			clear(t.relays)
+		}
+		t.relays[id.Peer] = hop.Hops - 1
+	} // else it is away: the price stays, or it would have to rise again when it is back
+	return uint32(min(uint64(own)+uint64(t.relays[id.Peer])*uint64(r.Carriage), 1<<32-1)), true
 }
 
 // rate is what may flow for an account, both directions, in bytes/s: what the owner gives of the line, or the most that was seen.
@@ -269,6 +276,9 @@ func (t *tabs) watch(ctx context.Context) {
 				t.n.log.Debug("the ledger cannot be asked", "err", err)
 			}
 			asked = time.Now()
+		}
+		if t.news.Swap(false) && t.rules.Load() != nil {
+			t.keep()
 		}
 		t.tell()
 		select {
@@ -394,12 +404,26 @@ type tabsFile struct {
 	Rules   *rules
 	Members []ident.PublicKey
 	Owner   *ident.PublicKey `json:",omitempty"` // of this node
+	Account tx.Account
+	Stints  []keptStint `json:",omitempty"`
+}
+
+// keptStint is a stint of this node with a member: its counts go on after a restart, however the node ended.
+type keptStint struct {
+	Peer  ident.PublicKey
+	Role  pay.Role
+	Epoch uint64
+	Base  [2]uint64
 }
 
 func (t *tabs) file() string { return filepath.Join(t.n.coop.dir, "tabs.json") }
 
 func (t *tabs) keep() {
-	b, err := json.Marshal(tabsFile{t.rules.Load(), t.members.list(), t.owner.Load()})
+	f := tabsFile{Rules: t.rules.Load(), Members: t.members.list(), Owner: t.owner.Load(), Stints: t.counts.kept()}
+	t.mu.Lock()
+	f.Account = t.account
+	t.mu.Unlock()
+	b, err := json.Marshal(f)
 	if err == nil {
 		err = config.WriteFile(t.file(), b)
 	}
@@ -415,6 +439,10 @@ func (t *tabs) recall() {
 	}
 	t.members.recall(f.Members)
 	t.owner.Store(f.Owner)
+	t.mu.Lock()
+	t.account = f.Account
+	t.mu.Unlock()
+	t.counts.recall(f.Stints)
 	t.self.Store(slices.Contains(f.Members, t.n.self))
 	t.adopt(f.Rules)
 }
@@ -566,6 +594,7 @@ type stint struct {
 	base, last [2]uint64 // sent, received
 	gap        bool
 	seen       time.Time // when there was a session last
+	kept       bool      // in tabs.json
 }
 
 type accountKey struct {
@@ -649,6 +678,30 @@ func (c *counters) Commit(now time.Time) ([]pay.Reading, error) {
 	return c.listLocked(now), nil
 }
 
+// kept are the stints that last.
+func (c *counters) kept() (l []keptStint) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for peer, s := range c.stints {
+		if s.kept {
+			l = append(l, keptStint{peer, s.role, s.epoch, s.base})
+		}
+	}
+	slices.SortFunc(l, func(a, b keptStint) int { return bytes.Compare(a.Peer[:], b.Peer[:]) })
+	return l
+}
+
+// recall goes on with stints of a run before. Those of this run stay.
+func (c *counters) recall(l []keptStint) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range l[:min(len(l), maxCounted)] {
+		if c.stints[k.Peer] == nil && (k.Role == pay.Payer || k.Role == pay.Payee) {
+			c.stints[k.Peer] = &stint{role: k.Role, epoch: k.Epoch, base: k.Base, last: k.Base, seen: time.Now(), kept: true}
+		}
+	}
+}
+
 // stintLasts is how long a peer without a session is remembered: its counts go on when it is back sooner.
 const stintLasts = 15 * time.Minute
 
@@ -663,6 +716,9 @@ func (c *counters) forgetLocked(here map[ident.PublicKey]bool, now time.Time) {
 	maps.DeleteFunc(c.stints, func(peer ident.PublicKey, st *stint) bool {
 		gone := !here[peer] && (full || now.Sub(st.seen) > stintLasts)
 		if gone {
+			if st.kept {
+				c.t.news.Store(true)
+			}
 			delete(c.peaks, pay.ID{Peer: peer, Service: pay.Internet})
 		}
 		return gone
@@ -850,11 +906,15 @@ func (c *counters) sumLocked(k accountKey, sums *pay.Carried, last *[2]uint64, h
 
 func (c *counters) listLocked(now time.Time) []pay.Reading {
 	var out []pay.Reading
-	earns := c.t.self.Load() // who has no account bills nobody, and begins when there is one
+	earns := c.t.self.Load() // who has no account bills nobody and owes nobody, and begins when there is one
 	for peer, s := range c.stints {
-		if s.role == pay.Payee && !earns {
+		if !earns {
 			s.base = s.last
 			continue
+		}
+		if !s.kept && c.t.isMember(peer) {
+			s.kept = true
+			c.t.news.Store(true)
 		}
 		id := pay.ID{Peer: peer, Service: pay.Internet}
 		m := pay.Mark{Epoch: s.epoch, Sent: s.last[0] - s.base[0], Recv: s.last[1] - s.base[1]}
@@ -862,7 +922,7 @@ func (c *counters) listLocked(now time.Time) []pay.Reading {
 		c.paceLocked(id, m.Sent+m.Recv, now)
 	}
 	for k, s := range c.carried {
-		if k.role == pay.Payee && !earns {
+		if !earns {
 			s.base, s.shown = s.sum, true
 			continue
 		}

@@ -55,6 +55,9 @@ func (n *Node) Wallet(ctx context.Context) (api.Wallet, error) {
 	a, err := (settler{n.coop}).Account(limit)
 	t.mu.Lock()
 	if err == nil {
+		if a != t.account {
+			t.news.Store(true)
+		}
 		t.account = a
 	} else {
 		a = t.account // as it was last

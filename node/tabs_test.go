@@ -20,7 +20,8 @@ func tabKey(i int) ident.PublicKey { return ident.PublicKey{byte(i), byte(i >> 8
 
 // counting makes counters without a node; a member's, if so.
 func counting(member bool) *counters {
-	t := &tabs{}
+	t := &tabs{relays: map[ident.PublicKey]uint16{}}
+	t.members.known = map[ident.PublicKey]*standing{}
 	t.self.Store(member)
 	t.counts.init(t)
 	return &t.counts
@@ -82,7 +83,42 @@ func TestStints(t *testing.T) {
 	}
 }
 
-// TestBeginsWithMembership: what passed before this node was a member is nobody's debt; what it owes itself is counted from the first.
+// TestStintsLast: with a member a count goes on after a restart, with all that passed meanwhile; with a stranger it begins anew.
+func TestStintsLast(t *testing.T) {
+	c, member, stranger := counting(true), tabKey(1), tabKey(2)
+	c.t.members.known[member] = &standing{member: true, at: time.Now()}
+	for _, k := range []ident.PublicKey{member, stranger} {
+		c.outsideLocked(k, pay.Payee, 1000, 2000, false)
+		c.outsideLocked(k, pay.Payee, 1500, 2500, false)
+	}
+	before := map[ident.PublicKey]pay.Reading{}
+	for _, r := range c.listLocked(time.Now()) {
+		before[r.Peer] = r
+	}
+	if l := c.kept(); len(l) != 1 || l[0].Peer != member || !c.t.news.Load() {
+		t.Fatalf("kept: %+v", l)
+	}
+	b, err := json.Marshal(c.kept())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []keptStint
+	if err := json.Unmarshal(b, &kept); err != nil {
+		t.Fatal(err)
+	}
+	next := counting(true)
+	next.recall(kept)
+	next.outsideLocked(member, pay.Payee, 1700, 2500, false)
+	next.outsideLocked(stranger, pay.Payee, 1700, 2500, false)
+	for _, r := range next.listLocked(time.Now()) {
+		was := before[r.Peer]
+		if want := map[bool]uint64{true: was.Sent + 200}[r.Peer == member]; r.Sent != want || (r.Epoch == was.Epoch) != (r.Peer == member) {
+			t.Errorf("after the restart %+v, before it %+v", r, was)
+		}
+	}
+}
+
+// TestBeginsWithMembership: what passed before this node was a member is nobody's debt, neither to it nor its own.
 func TestBeginsWithMembership(t *testing.T) {
 	c, client, relayed := counting(false), tabKey(1), tabKey(2)
 	link := newHaulage()
