@@ -52,7 +52,8 @@ type coopFile struct {
 	Keep   bool            // an engine runs here
 	Keeper ident.PublicKey // else, or as its first peer: the node that keeps the ledger
 	// Others are the nodes of other validators, as far as an engine here has seen.
-	Others []ident.PublicKey `json:",omitempty"`
+	Others     []ident.PublicKey `json:",omitempty"`
+	KeeperName string            `json:",omitempty"`
 }
 
 // coop is this node's part in a community.
@@ -145,7 +146,8 @@ func (c *coop) dial(ctx context.Context) (net.Conn, error) {
 	defer cancel()
 	conn, err := c.n.net.DialContext(limit, "tcp", netip.AddrPortFrom(f.Keeper.Addr(), ledgerPort).String())
 	if err != nil {
-		return nil, fmt.Errorf("%s, which keeps the ledger, does not answer: %w", c.n.routing.nameOf(f.Keeper), plain(err))
+		name := cmp.Or(c.n.routing.name(f.Keeper.ID()), f.KeeperName, f.Keeper.Addr().String())
+		return nil, fmt.Errorf("%s, which keeps the ledger, does not answer (%w); this works again when that node can be reached", name, undialled(err))
 	}
 	return conn, nil
 }
@@ -161,6 +163,17 @@ func plain(err error) error {
 		return errors.New("no answer in time")
 	}
 	return err
+}
+
+// undialled is what went wrong with a connection, without where it led.
+func undialled(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		err = op.Err
+	}
+	if call, ok := errors.AsType[*os.SyscallError](err); ok {
+		err = call.Err
+	}
+	return plain(err)
 }
 
 // client asks the ledger.
@@ -586,7 +599,7 @@ func (n *Node) JoinCoop(ctx context.Context, r api.CoopJoin) (api.Coop, error) {
 	defer cl.Close()
 	s, err := cl.Status(limit)
 	if err != nil {
-		return api.Coop{}, api.Errorf(api.CodeBadRequest, "%s keeps no ledger that answers: %v", n.routing.nameOf(key), plain(err)).
+		return api.Coop{}, api.Errorf(api.CodeBadRequest, "%s keeps no ledger that answers: %v", n.routing.nameOf(key), undialled(err)).
 			WithHint("name the node on which the community was founded, or one that joined with --full; it must be running")
 	}
 	if have.Chain != "" && have.Chain != s.Chain {
@@ -595,7 +608,7 @@ func (n *Node) JoinCoop(ctx context.Context, r api.CoopJoin) (api.Coop, error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return api.Coop{}, err
 	}
-	f := coopFile{Chain: s.Chain, Keeper: key}
+	f := coopFile{Chain: s.Chain, Keeper: key, KeeperName: n.routing.name(key.ID())}
 	if r.Full {
 		exe, err := engineProgram()
 		if err != nil {
