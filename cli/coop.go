@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -506,24 +507,29 @@ func (c *coopBylawsCmd) Run(e *env) error {
 
 // proposalJSON is a proposal as --json prints it; times in seconds since 1970, 0 is not yet.
 type proposalJSON struct {
-	ID         uint64    `json:"id"`
-	Author     uint64    `json:"author"` // member
-	Made       int64     `json:"made"`
-	Title      string    `json:"title"`
-	Text       string    `json:"text,omitempty"`
-	Kind       string    `json:"kind"`
-	Action     tx.Action `json:"action"` // as the transaction has it
-	Stage      string    `json:"stage"`
-	Opens      int64     `json:"opens"`
-	Closes     int64     `json:"closes"`
-	Effect     int64     `json:"effect"`
-	Eligible   uint64    `json:"eligible"` // members
-	Quorum     uint64    `json:"quorum"`   // ballots
-	Majority   int64     `json:"majority"` // permille
-	Yes        uint64    `json:"yes"`
-	No         uint64    `json:"no"`
-	Abstain    uint64    `json:"abstain"`
-	Supporters uint64    `json:"supporters"`
+	ID         uint64   `json:"id"`
+	Author     uint64   `json:"author"` // member
+	Made       int64    `json:"made"`
+	Title      string   `json:"title"`
+	Text       string   `json:"text,omitempty"`
+	Document   string   `json:"document,omitempty"` // SHA-256 of a longer text
+	From       int64    `json:"from,omitempty"`     // the earliest time of its effect
+	Kind       string   `json:"kind"`
+	Content    []string `json:"content"` // what it does if it passes, in words
+	Action     any      `json:"action"`  // the same in fields
+	Stage      string   `json:"stage"`
+	Outcome    string   `json:"outcome"`       // open, passed, failed or withdrawn
+	Why        string   `json:"why,omitempty"` // it failed
+	Opens      int64    `json:"opens"`
+	Closes     int64    `json:"closes"`
+	Effect     int64    `json:"effect"`
+	Eligible   uint64   `json:"eligible"` // members
+	Quorum     uint64   `json:"quorum"`   // ballots
+	Majority   int64    `json:"majority"` // permille
+	Yes        uint64   `json:"yes"`
+	No         uint64   `json:"no"`
+	Abstain    uint64   `json:"abstain"`
+	Supporters uint64   `json:"supporters"`
 }
 
 type coopProposalsCmd struct {
@@ -547,12 +553,19 @@ func (c *coopProposalsCmd) Run(e *env) error {
 		if c.ID != 0 && len(rows) == 0 {
 			return fmt.Errorf("there is no proposal %d; see: weft coop proposals", c.ID)
 		}
+		tell := teller{m}
 		if e.json {
 			out := []proposalJSON{}
 			for _, r := range rows {
 				p, g := r.Proposal, r.Progress
-				out = append(out, proposalJSON{p.ID, p.Author, p.Made, p.Title, p.Text, r.Decision, p.Action, g.Stage.String(), g.Opens, g.Closes,
-					g.Effect, g.Eligible, g.Quorum, g.Majority, g.Yes, g.No, g.Abstain, g.Supporters})
+				x := proposalJSON{ID: p.ID, Author: p.Author, Made: p.Made, Title: p.Title, Text: p.Text, From: p.From, Kind: r.Decision, Content: tell.action(p.Action), Action: plain(p.Action),
+					Stage: g.Stage.String(), Opens: g.Opens, Closes: g.Closes, Effect: g.Effect, Eligible: g.Eligible, Quorum: g.Quorum, Majority: g.Majority,
+					Yes: g.Yes, No: g.No, Abstain: g.Abstain, Supporters: g.Supporters}
+				x.Outcome, x.Why = outcome(g)
+				if p.Document != [32]byte{} {
+					x.Document = hex.EncodeToString(p.Document[:])
+				}
+				out = append(out, x)
 			}
 			return e.printJSON(out)
 		}
@@ -567,14 +580,37 @@ func (c *coopProposalsCmd) Run(e *env) error {
 			if closes == 0 {
 				closes = g.Opens
 			}
-			t.row(r.Proposal.ID, r.Proposal.Title, r.Decision, g.Stage, g.Yes, g.No, g.Abstain, g.Eligible, g.Quorum, time.Unix(closes, 0).Local().Format("2006-01-02 15:04"))
+			t.row(r.Proposal.ID, r.Proposal.Title, r.Decision, stage(g), g.Yes, g.No, g.Abstain, g.Eligible, g.Quorum, clock(closes))
 		}
 		t.print(e.out)
-		if c.ID != 0 && rows[0].Proposal.Text != "" {
-			e.say("\n%s", clean(rows[0].Proposal.Text))
+		for _, r := range rows {
+			e.say("")
+			e.printProposal(tell, r.Proposal, r.Progress, c.ID != 0)
 		}
 		return nil
 	})
+}
+
+// printProposal tells what a proposal does and how it goes; in full, its text too.
+func (e *env) printProposal(tell teller, p ledger.Proposal, g ledger.Progress, full bool) {
+	e.say("%d  %s", p.ID, clean(p.Title))
+	for _, l := range tell.action(p.Action) {
+		e.say("   %s", clean(l))
+	}
+	if p.From != 0 {
+		e.say("   Not before %s.", clock(p.From))
+	}
+	if p.Document != [32]byte{} {
+		e.say("   With a document of the SHA-256 %x.", p.Document)
+	}
+	e.say("   %s", clean(tell.course(p.ID, g)))
+	if !full {
+		return
+	}
+	e.say("   By %s, on %s.", clean(tell.member(p.Author)), clock(p.Made))
+	if p.Text != "" {
+		e.say("\n%s", clean(p.Text))
+	}
 }
 
 type coopVoteCmd struct {

@@ -1,0 +1,195 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+	"testing"
+
+	"weft/ident"
+	"weft/ledger"
+	"weft/ledger/tx"
+)
+
+// changes calls f with each field of v that is not zero, and each flag, changed; then it puts the field back.
+func changes(v reflect.Value, path string, f func(path string)) {
+	for v.Kind() == reflect.Pointer {
+		v = v.Elem()
+	}
+	old := reflect.New(v.Type()).Elem()
+	old.Set(v)
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			changes(v.Field(i), path+"."+v.Type().Field(i).Name, f)
+		}
+		return
+	case reflect.Slice:
+		for i := range v.Len() {
+			changes(v.Index(i), path, f)
+		}
+		return
+	case reflect.Bool:
+		v.SetBool(!v.Bool())
+	case reflect.String:
+		v.SetString(v.String() + "!")
+	case reflect.Int64:
+		v.SetInt(2*v.Int() + 1)
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		v.SetUint(2*v.Uint() + 1)
+	case reflect.Array:
+		v.Index(3).SetUint(v.Index(3).Uint() ^ 0x5a)
+	default:
+		panic(v.Kind())
+	}
+	if !old.IsZero() || v.Kind() == reflect.Bool {
+		f(path)
+	}
+	v.Set(old)
+}
+
+// Whatever is voted on or signed stands in the text: another value in any field is another text.
+func TestContents(t *testing.T) {
+	c := newCommons(t, 2)
+	tell := teller{c.m}
+	k, until := c.people[1].key(), int64(1_800_000_000)
+	rekey := tx.Rekey{Member: 1, New: k}
+	actions := []tx.Action{
+		&tx.ActBylaws{Settings: []tx.Setting{{Name: "vote.quorum", Value: "110"}, {Name: "vote.kept", Value: "86400"}}},
+		&tx.ActTariff{Settings: []tx.Setting{{Name: "tariff.carriage", Value: "6000"}}},
+		&tx.ActValidators{Changes: []tx.ValidatorChange{{Key: k, Operator: 1, Node: k}}},
+		&tx.ActBlock{Changes: []tx.BlockChange{{Node: k, Until: until}}},
+		&tx.ActAdmission{Applicant: k}, &tx.ActStanding{Member: 1, Step: tx.Suspend, Days: 3},
+		&tx.ActCredit{Member: 1, Class: 1, Grant: 30e9, Solidarity: until}, &tx.ActElection{Member: 1},
+		&tx.ActUpgrade{Height: 9000, Version: 2}, &tx.ActRekey{Rekey: rekey},
+	}
+	for _, a := range actions {
+		was := fmt.Sprint(tell.action(a))
+		changes(reflect.ValueOf(a), fmt.Sprintf("%T", a), func(path string) {
+			if now := fmt.Sprint(tell.action(a)); now == was {
+				t.Errorf("%s does not stand in: %s", path, was)
+			}
+		})
+	}
+	for _, x := range []tx.Measure{
+		&tx.NewBudget{Fund: 1, Amount: 60e9, Cost: true, Class: 2, Business: tx.WithOthers, Member: 1, Until: until, Purpose: "upstream bill"},
+		&tx.NewFund{Called: "masts"}, &tx.MoveFund{From: 1, To: 2, Amount: 5e9, Why: "savings"},
+		&tx.SetLine{Line: 100, Called: "Internet", Class: 1, Fund: 1, Fee: 5e9, Blocks: []tx.Block{{Bytes: 10e9, Price: 1e9}, {Bytes: 50e9, Price: 1e8}, {Price: 5e7}}, Cap: 40e9},
+		&tx.Retire{Method: tx.Hybrid, Amount: 100e9, Oldest: 600},
+	} {
+		text := func() string {
+			b, err := tx.EncodeMeasure(x)
+			if err != nil { // a change out of bounds cannot be proposed at all
+				return err.Error()
+			}
+			return fmt.Sprint(tell.measure(b))
+		}
+		was := text()
+		changes(reflect.ValueOf(x), fmt.Sprintf("%T", x), func(path string) {
+			if text() == was {
+				t.Errorf("%s does not stand in: %s", path, was)
+			}
+		})
+		b, err := tx.EncodeMeasure(x)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, _ := plain(&tx.ActBudget{Measure: b}).(map[string]any)
+		if out["measure"] == "" || len(out) != reflect.TypeOf(x).Elem().NumField()+1 {
+			t.Errorf("%T: %v", x, out)
+		}
+	}
+	for _, b := range []tx.Body{
+		&tx.Deposit{Member: 1, Amount: 20e9, Way: tx.Bank, Reference: "receipt 7"}, &tx.Deposit{Fund: 1, Amount: 20e9, Class: 2, Reference: "grant"},
+		&tx.Payout{Amount: 5e9, Way: tx.Bank, Where: "IBAN"}, &tx.Paid{Payout: 3, Reference: "transfer"},
+		&tx.Spend{Budget: 2, Amount: 55e9, Way: tx.Bank, Reference: "bill 7"}, &tx.Spend{Budget: 2, Amount: 55e9, Member: 1, Reference: "bill 7"},
+		&tx.Reverse{Entry: 2, Reason: "typed wrong"}, &tx.Charge{Member: 1, Line: 100, Bytes: 12e9, Times: 1, Memo: "November"},
+		&tx.ShareBill{Line: 100, Bill: 60e9, Equal: 5e9, Parts: []tx.Part{{Member: 1, Usage: 120e9}, {Member: 2, Usage: 40e9}}, Memo: "November"},
+	} {
+		x := ledger.Entry{Body: b, By: 1, Amount: 1e9}
+		was := tell.entry(x)
+		changes(reflect.ValueOf(b), fmt.Sprintf("%T", b), func(path string) {
+			if tell.entry(x) == was {
+				t.Errorf("%s does not stand in: %s", path, was)
+			}
+		})
+		keys(t, plain(b))
+	}
+	if text := fmt.Sprint(tell.action(&tx.ActRekey{Rekey: tx.Rekey{Member: 1, New: ident.PublicKey{1}}})); !strings.Contains(text, "Fay, member 1") {
+		t.Error(text)
+	}
+}
+
+// keys fails where a key of JSON is not in snake case.
+func keys(t *testing.T, v any) {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var walk func(any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for k, x := range v {
+				if k != strings.ToLower(k) {
+					t.Errorf("%q in %s", k, b)
+				}
+				walk(x)
+			}
+		case []any:
+			for _, x := range v {
+				walk(x)
+			}
+		}
+	}
+	var all any
+	if err := json.Unmarshal(b, &all); err != nil {
+		t.Fatal(err)
+	}
+	walk(all)
+}
+
+// says runs a verb and fails unless its output has all of texts.
+func (c *commons) says(who int, line string, texts ...string) string {
+	c.t.Helper()
+	said := c.run(who, line)
+	for _, x := range texts {
+		if !strings.Contains(said, x) {
+			c.t.Errorf("weft %s does not say %q:\n%s", line, x, said)
+		}
+	}
+	return said
+}
+
+// What is voted on is shown whole, and what came of it.
+func TestProposalsAreShown(t *testing.T) {
+	const fay, bea = 0, 1
+	c := newCommons(t, 2, "vote.notice=3600", "member.vouch_age=0", "vote.early=no", "member.vouches=1")
+	c.run(bea, "coop apply --name Bea", c.run(fay, "coop sponsor", c.people[bea].key().String()))
+	c.run(fay, "coop propose --line Internet=5.00 --per-gb 10:0,0.10 --cap 40")
+	c.run(fay, `coop propose --budget operating=60 --cost --title "upstream bill"`)
+	c.says(fay, "coop proposals", "5.00 credits each time, 0.00 for each GB of the first 10.0 GB, 0.10 for each GB more, never more than 40.00", "the fund operating, margin class 1",
+		"up to 60.00 credits of the fund operating, to anybody, with no end, for: upstream bill")
+	c.says(fay, "coop proposals 2", "Its vote begins", "By Fay, member 1")
+	said := c.says(fay, "coop proposals 2 --json", `"amount_ncredit": 60000000000`, `"measure": "budget"`, `"outcome": "open"`, `"business": "members and others"`)
+	var all any
+	if err := json.Unmarshal([]byte(said), &all); err != nil {
+		t.Fatal(err)
+	}
+	keys(t, all)
+	c.wait(3700)
+	c.says(fay, "coop proposals 2", "The vote lasts until")
+	c.run(fay, "coop vote 1 yes")
+	c.run(bea, "coop vote 1 yes")
+	c.run(fay, "coop vote 2 yes")
+	c.run(bea, "coop vote 2 no")
+	c.run(fay, "coop propose --title greetings")
+	c.pass(60)
+	c.says(fay, "coop proposals", "passed", "failed: majority", "failed: quorum")
+	c.says(fay, "coop proposals 1", "It has passed and took effect")
+	c.says(fay, "coop proposals 2", "It has failed; majority: 1 yes and 1 no")
+	c.says(fay, "coop proposals 3", "It has failed; quorum: 0 of 2 voted")
+	c.says(fay, "coop proposals 2 --json", `"outcome": "failed"`, `"why": "majority`)
+}
