@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"weft/api"
 	"weft/ident"
 	"weft/ledger"
 	"weft/ledger/bft/bftclient"
@@ -328,6 +329,12 @@ func (c *coopDepositCmd) Run(e *env) error {
 
 // entry sends an entry of the treasury and says whether it waits for a second person.
 func (e *env) entry(body tx.Body, format string, args ...any) error {
+	reversal, _ := body.(*tx.Reverse)
+	if reversal != nil {
+		if err := e.reversedOnce(reversal.Entry); err != nil {
+			return err
+		}
+	}
 	r, err := e.send(body)
 	if err != nil {
 		return err
@@ -349,6 +356,9 @@ func (e *env) entry(body tx.Body, format string, args ...any) error {
 			return err
 		}
 		if waits {
+			if reversal != nil {
+				what = fmt.Sprintf("which reverses entry %d", reversal.Entry)
+			}
 			e.say("Entry %d, %s, waits for a second person: weft coop countersign %d", id, what, id)
 			return nil
 		}
@@ -357,6 +367,19 @@ func (e *env) entry(body tx.Body, format string, args ...any) error {
 	}
 	e.say("Booked: %s.", what)
 	return nil
+}
+
+// reversedOnce refuses a second reversal of an entry while the first one waits: it would fail, and late.
+func (e *env) reversedOnce(id uint64) error {
+	return e.books(func(m *ledger.Machine, _ time.Time) error {
+		for _, x := range m.Waiting() {
+			if r, ok := x.Body.(*tx.Reverse); ok && r.Entry == id {
+				return api.Errorf(api.CodeRefused, "entry %d, which reverses entry %d, waits for a second person already", x.ID, id).
+					WithHint("the second person signs it with: weft coop countersign %d; or take it back: weft coop cancel %d", x.ID, x.ID)
+			}
+		}
+		return nil
+	})
 }
 
 type coopPayoutCmd struct {
@@ -392,32 +415,42 @@ type coopCountersignCmd struct {
 }
 
 func (c *coopCountersignCmd) Run(e *env) error {
-	return e.did(&tx.Countersign{Entry: c.Entry}, "Entry %d is signed by a second person.", c.Entry)
+	what := fmt.Sprintf("entry %d", c.Entry)
+	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+		if x, ok := m.Entry(c.Entry); ok {
+			what = teller{m}.entry(x)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return e.did(&tx.Countersign{Entry: c.Entry}, "Entry %d is signed by a second person: %s.", c.Entry, clean(what))
 }
 
 // entryJSON is an entry of the treasury as --json prints it; times in seconds since 1970.
 type entryJSON struct {
-	ID     uint64  `json:"id"`
-	State  string  `json:"state"`
-	Kind   string  `json:"kind"`
-	Amount int64   `json:"amount_ncredit"`
-	By     uint64  `json:"by"`               // member
-	Second uint64  `json:"second,omitempty"` // member who countersigned
-	Made   int64   `json:"made"`
-	Until  int64   `json:"until"`           // when it lapses, or can no more be reversed
-	Other  uint64  `json:"other,omitempty"` // the entry that reverses or pays this one
-	Body   tx.Body `json:"body"`            // as the transaction has it
+	ID      uint64 `json:"id"`
+	State   string `json:"state"`
+	Kind    string `json:"kind"`
+	Content string `json:"content"` // what is signed, in words
+	Amount  int64  `json:"amount_ncredit"`
+	By      uint64 `json:"by"`               // member
+	Second  uint64 `json:"second,omitempty"` // member who countersigned
+	Made    int64  `json:"made"`
+	Until   int64  `json:"until"`           // when it lapses, or can no more be reversed
+	Other   uint64 `json:"other,omitempty"` // the entry that reverses or pays this one
+	Body    any    `json:"body"`            // what is signed, in fields
 }
 
 type coopEntriesCmd struct{}
 
 func (c *coopEntriesCmd) Run(e *env) error {
 	return e.books(func(m *ledger.Machine, _ time.Time) error {
-		l := m.Entries()
+		l, tell := m.Entries(), teller{m}
 		if e.json {
 			out := []entryJSON{}
 			for _, x := range l {
-				out = append(out, entryJSON{x.ID, x.State.String(), tx.Name(x.Body.Kind()), x.Amount, x.By, x.Second, x.Made, x.Until, x.Other, x.Body})
+				out = append(out, entryJSON{x.ID, x.State.String(), tx.Name(x.Body.Kind()), tell.entry(x), x.Amount, x.By, x.Second, x.Made, x.Until, x.Other, plain(x.Body)})
 			}
 			return e.printJSON(out)
 		}
@@ -425,13 +458,17 @@ func (c *coopEntriesCmd) Run(e *env) error {
 			e.say("There are no entries of the treasury.")
 			return nil
 		}
-		t := columns(">NO", "STATE", "KIND", ">CREDITS", "BY MEMBER", "SECOND", "MADE")
+		name := func(id uint64) string {
+			mb, _ := m.Member(id)
+			return fmt.Sprintf("%s (%d)", mb.Name, id)
+		}
+		t := columns(">NO", "STATE", "BY", "SECOND", "MADE", "WHAT")
 		for _, x := range l {
 			second := " "
 			if x.Second != 0 {
-				second = fmt.Sprint(x.Second)
+				second = name(x.Second)
 			}
-			t.row(x.ID, x.State, tx.Name(x.Body.Kind()), credits(x.Amount), x.By, second, day(x.Made))
+			t.row(x.ID, x.State, name(x.By), second, day(x.Made), tell.entry(x))
 		}
 		t.print(e.out)
 		return nil

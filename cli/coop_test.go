@@ -193,3 +193,24 @@ func TestProposalsAreShown(t *testing.T) {
 	c.says(fay, "coop proposals 3", "It has failed; quorum: 0 of 2 voted")
 	c.says(fay, "coop proposals 2 --json", `"outcome": "failed"`, `"why": "majority`)
 }
+
+// Who signs second sees what: for whom, of what, by which reference, and which way the money goes.
+func TestEntriesAreShown(t *testing.T) {
+	const fay, bea = 0, 1
+	c := newCommons(t, 2, "member.vouch_age=0", "member.vouches=1", "treasury.two_person=10000000000")
+	c.run(bea, "coop apply --name Bea", c.run(fay, "coop sponsor", c.people[bea].key().String()))
+	c.says(fay, `coop deposit Bea 20 "receipt 7"`, "Entry 1, 20.00 credits for Bea, waits for a second person: weft coop countersign 1")
+	c.says(bea, "coop entries", "waits", "Fay (1)", `20.00 credits came in by cash into the account of Bea, member 2, reference "receipt 7"`)
+	c.says(bea, "coop countersign 1", `Entry 1 is signed by a second person: 20.00 credits came in by cash into the account of Bea, member 2, reference "receipt 7".`)
+	c.says(fay, `coop reverse 1 "typed wrong"`, "Entry 2, which reverses entry 1, waits for a second person: weft coop countersign 2")
+	c.refused(fay, `coop reverse 1 again`, "entry 2, which reverses entry 1, waits for a second person already\nhint: the second person signs it with: weft coop countersign 2")
+	var all any
+	if err := json.Unmarshal([]byte(c.says(bea, "coop entries --json", `"reference": "receipt 7"`, `"reason": "typed wrong"`, `"way": "cash"`)), &all); err != nil {
+		t.Fatal(err)
+	}
+	keys(t, all)
+	c.says(bea, "coop entries", `entry 1 is reversed, reason "typed wrong": 20.00 credits came in by cash into the account of Bea`)
+	c.run(bea, "coop countersign 2")
+	c.says(fay, "coop deposit Bea 2 small", "Entry 3 is booked")
+	c.says(fay, `coop reverse 3 "typed wrong"`, "Entry 4 is booked: entry 3 is reversed; both stay in the books.")
+}
