@@ -289,18 +289,111 @@ type coopSponsorCmd struct {
 const wordPrefix = "weft-word:"
 
 func (c *coopSponsorCmd) Run(e *env) error {
+	late, err := e.mayNotVouch(c.Days)
+	if err != nil {
+		return err
+	}
 	w, err := e.node().Sponsor(e.ctx, api.CoopSponsor{Key: c.Key, Days: c.Days})
 	if err != nil {
 		return err
 	}
 	b := binary.BigEndian.AppendUint64(w.Sponsor[:], uint64(w.Until))
 	word := wordPrefix + base64.RawURLEncoding.EncodeToString(append(b, w.Word...))
+	if late != "" {
+		e.tell("Note: %s", late)
+	}
 	if e.json {
 		return e.printJSON(map[string]any{"word": word, "sponsor": w.Sponsor, "until": w.Until})
 	}
 	e.say("%s", word)
-	fmt.Fprintf(e.err, "Give it to them; it is of use to that key alone, until %s. They run: weft coop apply --name NAME WORD\n", time.Unix(w.Until, 0).Local().Format("2006-01-02"))
+	e.tell("Give it to them; it is of use to that key alone, until %s. They run: weft coop apply --name NAME WORD", time.Unix(w.Until, 0).Local().Format("2006-01-02"))
 	return nil
+}
+
+// mayNotVouch says of this node's owner from when on a word of theirs counts, if not yet. It is an error when the word will have run out
+// by then. A ledger that cannot be asked is none: a word is made without it too.
+func (e *env) mayNotVouch(days int) (late string, refused error) {
+	s, err := e.node().Coop(e.ctx)
+	if err != nil || s.Member == 0 {
+		return "", nil // the node says why it does not sign
+	}
+	err = e.books(func(m *ledger.Machine, now time.Time) error {
+		mb, ok := m.Member(s.Member)
+		from := vouchesFrom(m, mb)
+		if !ok || from <= now.Unix() {
+			return nil
+		}
+		late = fmt.Sprintf("you may vouch from %s on (member.vouch_age); before that an application with this word is refused.", clock(from))
+		if from >= now.Unix()+int64(days)*86400 {
+			e := api.Errorf(api.CodeRefused, "you may vouch from %s on (member.vouch_age), and the word would have run out by then", clock(from))
+			refused = e.WithHint("another member can sponsor: %s; or make the word last with --days", clean(whoVouches(m, now, s.Member)))
+		} else {
+			late += " Who can sponsor now: " + clean(whoVouches(m, now, s.Member)) + "."
+		}
+		return nil
+	})
+	if err != nil {
+		return "", nil
+	}
+	return late, refused
+}
+
+// vouchesFrom is when a member may begin to vouch, in seconds since 1970.
+func vouchesFrom(m *ledger.Machine, mb ledger.Member) int64 {
+	if mb.Founder {
+		return mb.Joined
+	}
+	return mb.Joined + m.Params().VouchAge
+}
+
+// whoVouches names the members who may vouch now, but one; and where there is none, who may first and when.
+func whoVouches(m *ledger.Machine, now time.Time, but uint64) string {
+	var able []string
+	first, when := "", int64(0)
+	m.Members(func(mb ledger.Member) bool {
+		if mb.State != ledger.Active || mb.ID == but {
+			return true
+		}
+		from := vouchesFrom(m, mb)
+		switch {
+		case from <= now.Unix():
+			able = append(able, mb.Name)
+		case when == 0 || from < when:
+			first, when = mb.Name, from
+		}
+		return true
+	})
+	const most = 8
+	switch {
+	case len(able) > most:
+		return fmt.Sprintf("%s and %d more", strings.Join(able[:most], ", "), len(able)-most)
+	case len(able) > 0:
+		return strings.Join(able, ", ")
+	case when != 0:
+		return fmt.Sprintf("nobody yet; %s from %s on", first, clock(when))
+	}
+	return "nobody"
+}
+
+// nameFree refuses a newcomer's name that a member or another applicant has: the ledger would take it, and then nobody knows to whom
+// "weft wallet send Kim" goes.
+func nameFree(m *ledger.Machine, name string, own ident.PublicKey) (err error) {
+	taken := func(whose string) {
+		err = api.Errorf(api.CodeBadRequest, "%s is called %s already", whose, clean(name)).
+			WithHint("choose a name by which others can tell you apart, such as --name %q", clean(name)+" 2")
+	}
+	m.Members(func(mb ledger.Member) bool {
+		if mb.Key != own && (mb.State == ledger.Active || mb.State == ledger.Suspended) && strings.EqualFold(mb.Name, name) {
+			taken(fmt.Sprint("member ", mb.ID))
+		}
+		return err == nil
+	})
+	for _, a := range m.Applications() {
+		if a.Key != own && strings.EqualFold(a.Name, name) {
+			taken("another applicant")
+		}
+	}
+	return err
 }
 
 type coopApplyCmd struct {
@@ -312,19 +405,24 @@ type coopApplyCmd struct {
 func (c *coopApplyCmd) Run(e *env) error {
 	text, ok := strings.CutPrefix(strings.TrimSpace(c.Word), wordPrefix)
 	b, err := base64.RawURLEncoding.DecodeString(text)
-	if !ok || err != nil || len(b) != 32+8+64 {
+	if !ok {
 		return usageError{fmt.Errorf("that is no word of a member; it begins with %s, and a member's weft coop sponsor prints it", wordPrefix)}
 	}
+	if err != nil || len(b) != 32+8+64 {
+		return usageError{errors.New("the word is cut short or damaged; ask the sponsor for it again")}
+	}
 	body := &tx.Apply{Called: c.Name, Sponsor: ident.PublicKey(b[:32]), Until: int64(binary.BigEndian.Uint64(b[32:])), Word: ident.Signature(b[40:])}
-	if c.As == "" {
-		if err := e.books(func(m *ledger.Machine, _ time.Time) error {
-			if m.Params().Forms == ledger.FormsHouseholds {
-				c.As = "household"
-			}
-			return nil
-		}); err != nil {
-			return err
+	self, err := e.node().Status(e.ctx)
+	if err != nil {
+		return err
+	}
+	if err := e.books(func(m *ledger.Machine, _ time.Time) error {
+		if c.As == "" && m.Params().Forms == ledger.FormsHouseholds {
+			c.As = "household"
 		}
+		return nameFree(m, c.Name, self.Key)
+	}); err != nil {
+		return err
 	}
 	body.Form = map[string]tx.Form{"household": tx.Household, "organisation": tx.Organisation}[c.As]
 	if _, err := e.send(body); err != nil {
@@ -613,6 +711,27 @@ func (e *env) printProposal(tell teller, p ledger.Proposal, g ledger.Progress, f
 	}
 }
 
+// printProposed tells of a new proposal what it says and when its vote begins.
+func (e *env) printProposed(r api.CoopResult) error {
+	if len(r.Data) != 8 {
+		e.say("The proposal stands. How it goes: weft coop proposals")
+		return nil
+	}
+	id := binary.BigEndian.Uint64(r.Data)
+	return e.books(func(m *ledger.Machine, _ time.Time) error {
+		p, g, ok := m.Proposal(id)
+		if !ok {
+			return fmt.Errorf("proposal %d is made, and the ledger does not show it yet; see: weft coop proposals", id)
+		}
+		e.say("Proposal %d stands:", id)
+		e.printProposal(teller{m}, p, g, false)
+		if g.Stage == ledger.Notice {
+			e.say("Then, to vote: weft coop vote %d yes, no or abstain", id)
+		}
+		return nil
+	})
+}
+
 type coopVoteCmd struct {
 	Proposal uint64 `arg:"" help:"Its number."`
 	Choice   string `arg:"" enum:"yes,no,abstain" help:"yes, no or abstain; it can be changed until the vote closes."`
@@ -620,7 +739,28 @@ type coopVoteCmd struct {
 
 func (c *coopVoteCmd) Run(e *env) error {
 	choice := map[string]tx.Choice{"yes": tx.Yes, "no": tx.No, "abstain": tx.Abstain}[c.Choice]
-	return e.did(&tx.Vote{Proposal: c.Proposal, Choice: choice}, "Your vote on proposal %d is %s. It can be changed until the vote closes.", c.Proposal, c.Choice)
+	err := e.did(&tx.Vote{Proposal: c.Proposal, Choice: choice}, "Your vote on proposal %d is %s. It can be changed until the vote closes.", c.Proposal, c.Choice)
+	if a, ok := errors.AsType[*api.Error](err); ok && a.Code == api.CodeRefused {
+		return e.notVoting(c.Proposal, a)
+	}
+	return err
+}
+
+// notVoting says of a refused ballot when the vote is, if that is why.
+func (e *env) notVoting(id uint64, refused *api.Error) error {
+	err := e.books(func(m *ledger.Machine, _ time.Time) error {
+		if _, g, ok := m.Proposal(id); ok && g.Stage != ledger.Voting {
+			if g.Stage == ledger.Notice {
+				refused = api.Errorf(refused.Code, "the vote on proposal %d has not begun: it begins %s", id, clock(g.Opens))
+			}
+			refused = refused.WithHint("%s", clean(teller{m}.course(id, g)))
+		}
+		return nil
+	})
+	if err != nil { // then without
+		e.tell("weft: %v", err)
+	}
+	return refused
 }
 
 type coopSupportCmd struct {

@@ -214,3 +214,46 @@ func TestEntriesAreShown(t *testing.T) {
 	c.says(fay, "coop deposit Bea 2 small", "Entry 3 is booked")
 	c.says(fay, `coop reverse 3 "typed wrong"`, "Entry 4 is booked: entry 3 is reversed; both stay in the books.")
 }
+
+// A vote that has not begun is told by its time, and so is who may not vouch yet.
+func TestWhenItBegins(t *testing.T) {
+	const fay, bea, cal = 0, 1, 2
+	c := newCommons(t, 4, "vote.notice=3600", "member.vouch_age=1728000", "member.vouches=1", "vote.early=yes", "rekey.vouches=2")
+	c.run(bea, "coop apply --name Bea", c.run(fay, "coop sponsor", c.people[bea].key().String()))
+	begins := clock(c.head.Time + 30 + 3600)
+	said := c.says(fay, "coop propose --fund masts", "Proposal 1 stands:", "A fund named masts begins", "Its vote begins "+begins, "when all 2 members support it: weft coop support 1", "Then, to vote: weft coop vote 1 yes")
+	if strings.Contains(said, "To vote:") {
+		t.Error(said)
+	}
+	c.refused(bea, "coop vote 1 yes", "the vote on proposal 1 has not begun: it begins "+begins+"\nhint: Its vote begins")
+	c.run(bea, "coop support 1")
+	c.run(bea, "coop vote 1 yes")
+
+	// Bea is a member since today: the word of 14 days is of no use, one of 30 is, later.
+	c.refused(bea, "coop sponsor "+c.people[cal].key().String(), "you may vouch from "+clock(c.member(2).Joined+1728000)+" on (member.vouch_age)")
+	c.refused(bea, "coop sponsor "+c.people[cal].key().String(), "hint: another member can sponsor: Fay;")
+	_, out, errs := c.weft(bea, "coop", "sponsor", "--days", "30", c.people[cal].key().String())
+	if !strings.HasPrefix(out, wordPrefix) || !strings.Contains(errs, "before that an application with this word is refused. Who can sponsor now: Fay.") {
+		t.Error(out, errs)
+	}
+	_, _, errs = c.weft(cal, "coop", "rekey", "Bea")
+	if !strings.Contains(errs, "Who may vouch now: Fay.") {
+		t.Error(errs)
+	}
+	_, _, errs = c.weft(cal, "coop", "rekey", "Fay")
+	if !strings.Contains(errs, "Who may vouch now: nobody yet; Bea from "+clock(c.member(2).Joined+1728000)) {
+		t.Error(errs)
+	}
+}
+
+// A second Kim, and a word that lost its end on the way.
+func TestApply(t *testing.T) {
+	const fay, kim, other = 0, 1, 2
+	c := newCommons(t, 3, "member.vouch_age=0", "member.vouches=1")
+	c.run(kim, "coop apply --name Kim", c.run(fay, "coop sponsor", c.people[kim].key().String()))
+	word := c.run(fay, "coop sponsor", c.people[other].key().String())
+	c.refused(other, "coop apply --name kim "+word, "member 2 is called kim already\nhint: choose a name")
+	c.refused(other, "coop apply --name Kit "+word[:len(word)-3], "the word is cut short or damaged; ask the sponsor for it again")
+	c.refused(other, "coop apply --name Kit word", "it begins with weft-word:")
+	c.says(other, `coop apply --name "Kim 2" `+word, "Welcome: you are member 3.")
+}

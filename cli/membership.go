@@ -38,7 +38,10 @@ func (w word) text(prefix string) string {
 func parseWord(prefix, from, s string) (w word, err error) {
 	text, ok := strings.CutPrefix(strings.TrimSpace(s), prefix)
 	b, err := base64.RawURLEncoding.DecodeString(text)
-	if !ok || err != nil || len(b) != 8+32+64 {
+	if ok && (err != nil || len(b) != 8+32+64) {
+		return w, usageError{fmt.Errorf("the word is cut short or damaged; ask for it again: %s prints it", from)}
+	}
+	if !ok {
 		return w, usageError{fmt.Errorf("that is no such word: it begins with %s, and %s prints it", prefix, from)}
 	}
 	return word{binary.BigEndian.Uint64(b), ident.PublicKey(b[8:40]), ident.Signature(b[40:])}, nil
@@ -123,9 +126,11 @@ type rekeyAskCmd struct {
 func (c *rekeyAskCmd) Run(e *env) error {
 	var mb ledger.Member
 	var p ledger.Params
-	if err := e.books(func(m *ledger.Machine, _ time.Time) (err error) {
+	var able string
+	if err := e.books(func(m *ledger.Machine, now time.Time) (err error) {
 		p = m.Params()
 		mb, err = findMember(m, c.Member)
+		able = whoVouches(m, now, mb.ID)
 		return err
 	}); err != nil {
 		return err
@@ -134,8 +139,8 @@ func (c *rekeyAskCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	return e.printWord(w, rekeyPrefix, "Give it to members who know you. When %d of them have vouched (weft coop rekey vouch WORD), this node's key has the membership of %s after %s, unless the old key objects.",
-		p.RekeyVouches, clean(mb.Name), span(p.RekeyDelay))
+	return e.printWord(w, rekeyPrefix, "Give it to members who know you. When %d of them have vouched (weft coop rekey vouch WORD), this node's key has the membership of %s after %s, unless the old key objects. Who may vouch now: %s.",
+		p.RekeyVouches, clean(mb.Name), span(p.RekeyDelay), clean(able))
 }
 
 func parseRekey(text string) (*tx.Rekey, error) {

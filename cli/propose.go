@@ -3,7 +3,6 @@ package cli
 import (
 	"cmp"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"os"
 	"strconv"
@@ -101,12 +100,7 @@ func (c *coopProposeCmd) Run(e *env) error {
 	if e.json {
 		return e.printResult(r)
 	}
-	id := "?"
-	if len(r.Data) == 8 {
-		id = fmt.Sprint(binary.BigEndian.Uint64(r.Data))
-	}
-	e.say("Proposal %s stands. How it goes: weft coop proposals. To vote: weft coop vote %s yes", id, id)
-	return nil
+	return e.printProposed(r)
 }
 
 // date reads a day; none is 0.

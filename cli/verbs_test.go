@@ -396,7 +396,7 @@ func TestEveryVerb(t *testing.T) {
 	c.run(bea, "coop withdraw 2")
 	c.run(bea, "coop act --none")
 	c.refused(bea, "coop act", "or --none")
-	c.refused(fay, "coop act weft-act:AAAA", "begins with weft-act:")
+	c.refused(fay, "coop act weft-act:AAAA", "cut short or damaged")
 	ask := word(carl, "coop rekey Carla")
 	c.run(fay, "coop rekey vouch", ask)
 	c.run(fay, "coop rekey undo Carla")
