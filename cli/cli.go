@@ -23,6 +23,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -112,7 +113,7 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) (status int
 	}
 	kctx, err := k.Parse(args)
 	if err != nil {
-		return e.fail(usageError{fmt.Errorf("%w; see: weft --help", err)})
+		return e.fail(unreadable(err, args))
 	}
 	e.json = v.JSON
 	if v.State == "" && pathErr != nil {
@@ -126,6 +127,28 @@ func Main(ctx context.Context, args []string, out, errOut io.Writer) (status int
 		e.systemNode()
 	}
 	return e.fail(kctx.Run(e))
+}
+
+// unreadable says what is wrong with a command line, and where its command is explained. A number below zero looks like a flag to
+// the parser, and no verb takes one.
+func unreadable(err error, args []string) error {
+	at := "weft"
+	if p, ok := errors.AsType[*kong.ParseError](err); ok {
+		for _, step := range p.Context.Path {
+			if step.Command != nil {
+				at += " " + step.Command.Name
+			}
+		}
+	}
+	if strings.HasPrefix(err.Error(), "unknown flag -") {
+		for _, a := range args {
+			if _, bad := strconv.ParseFloat(a, 64); bad == nil && strings.HasPrefix(a, "-") {
+				err = fmt.Errorf("%s: a sum or number is not below zero", a)
+				break
+			}
+		}
+	}
+	return usageError{fmt.Errorf("%w; see: %s --help", err, at)}
 }
 
 // systemNode turns an ordinary user without a node of their own to the one that

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -170,6 +171,9 @@ func credits(ncredit int64) string { return config.Credits(ncredit).String() }
 
 // parseCredits reads a sum of money.
 func parseCredits(s string) (int64, error) {
+	if strings.HasPrefix(strings.TrimSpace(s), "-") {
+		return 0, fmt.Errorf("%s: a sum is not below zero", clean(s))
+	}
 	c, err := config.ParseCredits(s)
 	return int64(c), err
 }
@@ -259,7 +263,7 @@ func (c *coopFoundCmd) Run(e *env) error {
 	}
 	s, err := e.node().FoundCoop(e.ctx, req)
 	if err != nil {
-		return err
+		return e.oneCommunity(err)
 	}
 	if err := e.printCoop(s); err != nil || e.json {
 		return err
@@ -276,7 +280,7 @@ type coopJoinCmd struct {
 func (c *coopJoinCmd) Run(e *env) error {
 	s, err := e.node().JoinCoop(e.ctx, api.CoopJoin{Node: c.Node, Full: c.Full})
 	if err != nil {
-		return err
+		return e.oneCommunity(err)
 	}
 	return e.printCoop(s)
 }
@@ -509,7 +513,77 @@ func (c *coopVouchCmd) Run(e *env) error {
 
 type coopLeaveCmd struct{}
 
-func (c *coopLeaveCmd) Run(e *env) error { return e.did(&tx.Leave{}, "You are no longer a member.") }
+func (c *coopLeaveCmd) Run(e *env) error {
+	err := e.did(&tx.Leave{}, "You are no longer a member.")
+	refused, ok := errors.AsType[*api.Error](err)
+	if !ok || refused.Code != api.CodeRefused {
+		return err
+	}
+	s, coopErr := e.node().Coop(e.ctx)
+	if coopErr != nil || s.Member == 0 {
+		return err
+	}
+	var hints []string
+	if e.books(func(m *ledger.Machine, _ time.Time) error {
+		hints = beforeLeaving(m, s.Member)
+		if m.ActiveMembers() == 1 {
+			hints = append(hints, e.foundedByMistake(s))
+		}
+		return nil
+	}) != nil || len(hints) == 0 {
+		return err
+	}
+	return refused.WithHint("%s", clean(strings.Join(hints, ". ")))
+}
+
+// beforeLeaving says how a member's account comes to zero.
+func beforeLeaving(m *ledger.Machine, id uint64) (hints []string) {
+	pays, _ := m.Tabs(id)
+	var aside int64
+	var closes []string
+	for _, t := range pays {
+		aside += t.Left()
+		if how := "weft coop tab close " + hex.EncodeToString(t.ID[:4]); t.Closing() {
+			closes = append(closes, "tab "+hex.EncodeToString(t.ID[:4])+" is closing until "+clock(t.Until))
+		} else {
+			closes = append(closes, how)
+		}
+	}
+	if len(pays) > 0 {
+		hints = append(hints, fmt.Sprintf("%s credits of yours are set aside in %s, so that those you pay are sure of it: %s; what is left comes back when the other side has had time to claim (tab.window). "+
+			"So that the node opens no new ones: weft wallet cap 0", credits(aside), count(len(pays), "tab"), strings.Join(closes, "; ")))
+	}
+	mb, _ := m.Member(id)
+	switch a, _ := m.Account(mb.Key); {
+	case a.Balance > 0:
+		hints = append(hints, fmt.Sprintf("%s credits are in your account: weft coop payout, weft wallet send or weft coop give takes them out", credits(a.Balance)))
+	case a.Balance+aside < 0:
+		hints = append(hints, fmt.Sprintf("you owe %s credits: pay them to a treasurer, who books it with weft coop deposit", credits(-a.Balance-aside)))
+	}
+	return hints
+}
+
+// foundedByMistake says how a node gets rid of a community, and at what price.
+func (e *env) foundedByMistake(s api.Coop) string {
+	lost := "its ledger stays with the node that keeps it; your membership stays too, with this node's key"
+	if s.State == "keeping" {
+		lost = "its members, accounts, votes and names are lost with that folder, unless other nodes keep the ledger too; moved back, it goes on"
+	}
+	return fmt.Sprintf("If %s was founded or joined by mistake: stop weft, move the folder %s aside, and start weft again. This node then has no community; %s", s.Chain, filepath.Join(e.paths.State, "coop"), lost)
+}
+
+// oneCommunity adds to a refusal that this node has a community already what can be done.
+func (e *env) oneCommunity(err error) error {
+	refused, ok := errors.AsType[*api.Error](err)
+	if !ok || refused.Code != api.CodeBadRequest || refused.Hint != "" {
+		return err
+	}
+	s, coopErr := e.node().Coop(e.ctx)
+	if coopErr != nil || s.State == "none" {
+		return err
+	}
+	return refused.WithHint("%s", clean(e.foundedByMistake(s)))
+}
 
 // memberJSON is a member, applicationJSON an applicant as --json prints them; times in seconds since 1970.
 type memberJSON struct {

@@ -1,12 +1,15 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"weft/api"
 	"weft/ident"
 	"weft/ledger"
 	"weft/ledger/tx"
@@ -256,4 +259,53 @@ func TestApply(t *testing.T) {
 	c.refused(other, "coop apply --name Kit "+word[:len(word)-3], "the word is cut short or damaged; ask the sponsor for it again")
 	c.refused(other, "coop apply --name Kit word", "it begins with weft-word:")
 	c.says(other, `coop apply --name "Kim 2" `+word, "Welcome: you are member 3.")
+}
+
+// Who cannot leave yet hears where the money is.
+func TestLeaveSaysWhy(t *testing.T) {
+	const fay, bea = 0, 1
+	c := newCommons(t, 2, "member.vouch_age=0", "member.vouches=1", "credit.new=10000000000")
+	c.refused(fay, "coop leave", "you are the last active member\nhint: If elm-street-20260101-")
+	c.refused(fay, "coop leave", "move the folder "+filepath.Join(c.people[fay].dir, "coop")+" aside")
+	c.run(bea, "coop apply --name Bea", c.run(fay, "coop sponsor", c.people[bea].key().String()))
+	c.run(bea, "coop tab open Fay 3.00 --days 10")
+	pays, _ := c.m.Tabs(2)
+	id := pays[0].ID.String()[:8]
+	c.refused(bea, "coop leave", "your account is at -3.00 credits: bring it to zero before you leave\nhint: 3.00 credits of yours are set aside in 1 tab,")
+	c.refused(bea, "coop leave", "weft coop tab close "+id)
+	if _, _, errs := c.weft(bea, "coop", "leave"); strings.Contains(errs, "you owe") || strings.Contains(errs, "by mistake") {
+		t.Error(errs)
+	}
+	c.run(bea, "coop tab close "+id)
+	c.refused(bea, "coop leave", "tab "+id+" is closing until")
+	c.run(bea, "wallet send Fay 2")
+	c.refused(bea, "coop leave", "you owe 2.00 credits")
+	c.refused(fay, "coop leave", "2.00 credits are in your account: weft coop payout")
+	c.refused(fay, "coop found --name Oak --called Fay", "at one time\nhint: If elm-street-20260101-")
+	c.refused(fay, "coop join house1", "at one time\nhint: If elm-street-20260101-")
+}
+
+// FoundCoop and JoinCoop refuse as a node does that has a community.
+func (p *person) FoundCoop(context.Context, api.CoopFound) (api.Coop, error) {
+	return api.Coop{}, api.Errorf(api.CodeBadRequest, "one community at one time")
+}
+
+func (p *person) JoinCoop(context.Context, api.CoopJoin) (api.Coop, error) {
+	return api.Coop{}, api.Errorf(api.CodeBadRequest, "one community at one time")
+}
+
+// A number below zero is no flag, and an error names the help of its command.
+func TestBelowZero(t *testing.T) {
+	c := newCommons(t, 1)
+	for line, why := range map[string]string{
+		"wallet cap -3":                      "-3: a sum or number is not below zero; see: weft wallet cap --help",
+		"wallet send Kim -1.50 bread":        "-1.50: a sum or number is not below zero; see: weft wallet send --help",
+		"coop propose --retire=-5":           "--retire: -5: a sum is not below zero",
+		"coop propose --budget operating=-5": "operating=-5: written like",
+		"coop vote 1 yes --loud":             "unknown flag --loud; see: weft coop vote --help",
+		"coop vote 1":                        `"<choice>"; see: weft coop vote --help`,
+		"pear":                               "see: weft --help",
+	} {
+		c.refused(0, line, why)
+	}
 }
