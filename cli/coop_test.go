@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"weft/api"
 	"weft/ident"
 	"weft/ledger"
+	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 )
 
@@ -308,4 +310,64 @@ func TestBelowZero(t *testing.T) {
 	} {
 		c.refused(0, line, why)
 	}
+}
+
+// chained is what an engine keeps of its blocks.
+type chained struct {
+	blocks   []bftclient.Block
+	postings []bftclient.Posting
+}
+
+func (k *chained) keep(h ledger.Header, txs [][]byte, l []ledger.Posting) {
+	k.blocks = append(k.blocks, bftclient.Block{Height: h.Height, Time: h.Time, Txs: txs})
+	for _, p := range l {
+		k.postings = append(k.postings, bftclient.Posting{Height: p.Height, Time: p.Time, Tx: p.Tx, Account: p.Account, Amount: p.Amount, Memo: p.Memo})
+	}
+}
+
+func (c *commons) serveChain(mux *http.ServeMux, answer func(http.ResponseWriter, any)) {
+	mux.HandleFunc("GET /blocks", func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		var out bftclient.Blocks
+		for _, b := range c.blocks {
+			if h := fmt.Sprint(b.Height); h == r.FormValue("from") && h == r.FormValue("to") {
+				out.List = append(out.List, b)
+			}
+		}
+		answer(w, out)
+	})
+	mux.HandleFunc("GET /postings", func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		var out bftclient.Postings
+		for _, p := range c.postings {
+			if p.Account == r.FormValue("account") {
+				out.List = append(out.List, p)
+			}
+		}
+		answer(w, out)
+	})
+}
+
+// The log says who paid whom.
+func TestLogNamesBothSides(t *testing.T) {
+	const fay, bea = 0, 1
+	c := newCommons(t, 2, "member.vouch_age=0", "member.vouches=1", "credit.new=10000000000", "treasury.two_person=500000000000")
+	c.run(bea, "coop apply --name Bea", c.run(fay, "coop sponsor", c.people[bea].key().String()))
+	c.run(fay, "coop deposit Bea 20 receipt")
+	c.run(bea, "wallet send Fay 2 bread")
+	c.run(bea, "coop tab open Fay 3.00 --days 10")
+	c.run(bea, "coop give solidarity 1")
+	log := strings.Join(strings.Fields(c.run(bea, "wallet log")), " ")
+	for _, want := range []string{"20.00 from the community deposit, receipt", "-2.00 to Fay bread", "-3.00 to Fay", "-1.00 to the fund solidarity"} {
+		if !strings.Contains(log, want) {
+			t.Errorf("%q is not in:\n%s", want, log)
+		}
+	}
+	log = strings.Join(strings.Fields(c.run(fay, "wallet log")), " ")
+	if !strings.Contains(log, "2.00 from Bea bread") {
+		t.Error(log)
+	}
+	c.says(fay, "wallet log --json", `"counterparty": "Bea"`, `"counterparty_member": 2`, `"memo": "bread"`)
 }

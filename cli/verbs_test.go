@@ -28,12 +28,13 @@ type commons struct {
 	t     *testing.T
 	chain string
 
-	mu     sync.Mutex // guards what follows
-	m      *ledger.Machine
-	store  *ledger.Mem
-	head   ledger.Header
-	people []*person
-	seen   map[string]bool // kinds, decisions and measures that were executed
+	mu      sync.Mutex // guards what follows
+	m       *ledger.Machine
+	store   *ledger.Mem
+	head    ledger.Header
+	people  []*person
+	chained                 // blocks and postings, as an engine keeps them
+	seen    map[string]bool // kinds, decisions and measures that were executed
 }
 
 // person is a key with its node.
@@ -172,6 +173,7 @@ func (c *commons) block(seconds int64, txs ...[]byte) ledger.Result {
 	c.head.Height++
 	c.head.Time += seconds
 	out := c.m.Block(c.head, txs)
+	c.keep(c.head, txs, out.Postings)
 	if len(out.Results) == 0 {
 		return ledger.Result{}
 	}
@@ -203,6 +205,7 @@ func (p *person) LedgerHandler() http.Handler {
 		return b
 	}
 	mux := http.NewServeMux()
+	c.serveChain(mux, answer)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		c.mu.Lock()
 		defer c.mu.Unlock()

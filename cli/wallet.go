@@ -9,7 +9,9 @@ import (
 
 	"weft/api"
 	"weft/config"
+	"weft/ident"
 	"weft/ledger"
+	"weft/ledger/bft/bftclient"
 	"weft/ledger/tx"
 )
 
@@ -269,23 +271,120 @@ func (c *walletLogCmd) Run(e *env) error {
 	if err != nil {
 		return plainLedger(err)
 	}
+	withs := e.counterparties(cl, p.List, s.Member)
 	if e.json {
 		type line struct {
 			Height int64  `json:"height"`
 			Time   int64  `json:"time"` // seconds since 1970
 			Amount int64  `json:"amount_ncredit"`
+			With   string `json:"counterparty,omitempty"`        // who paid it, or was paid
+			Member uint64 `json:"counterparty_member,omitempty"` // its number; 0: it is no member
 			Memo   string `json:"memo,omitempty"`
 		}
 		out := []line{}
-		for _, x := range p.List {
-			out = append(out, line{x.Height, x.Time, x.Amount, x.Memo})
+		for i, x := range p.List {
+			out = append(out, line{x.Height, x.Time, x.Amount, withs[i].Name, withs[i].ID, x.Memo})
 		}
 		return e.printJSON(out)
 	}
-	t := columns("WHEN", ">CREDITS", "WHAT")
-	for _, x := range p.List {
-		t.row(time.Unix(x.Time, 0).Local().Format("2006-01-02 15:04"), credits(x.Amount), x.Memo)
+	t := columns("WHEN", ">CREDITS", "", "WHAT")
+	for i, x := range p.List {
+		way := " "
+		if withs[i].Name != "" {
+			way = map[bool]string{true: "from ", false: "to "}[x.Amount > 0] + withs[i].Name
+		}
+		t.row(clock(x.Time), credits(x.Amount), way, x.Memo)
 	}
 	t.print(e.out)
 	return nil
+}
+
+// party is who stands on the other side of a posting: a member, or with number 0 something else.
+type party struct {
+	Name string
+	ID   uint64
+}
+
+// counterparties finds who paid each posting of a member's, or was paid. A posting names its own account alone, so the transactions
+// tell. Of what fell due by itself, and of blocks that are not kept, nothing is said.
+func (e *env) counterparties(cl *bftclient.Client, list []bftclient.Posting, self uint64) []party {
+	out := make([]party, len(list))
+	blocks := map[int64][][]byte{}
+	_ = e.books(func(m *ledger.Machine, _ time.Time) error { // without names the log is good still
+		for i, x := range list {
+			if x.Tx < 0 {
+				continue
+			}
+			txs, ok := blocks[x.Height]
+			if !ok {
+				if l, err := cl.Blocks(e.ctx, x.Height, x.Height); err == nil && len(l.List) > 0 && l.List[0].Height == x.Height {
+					txs = l.List[0].Txs
+				}
+				blocks[x.Height] = txs
+			}
+			if x.Tx >= len(txs) {
+				continue
+			}
+			if t, err := tx.Parse(txs[x.Tx]); err == nil {
+				out[i] = counterparty(m, t, self)
+			}
+		}
+		return nil
+	})
+	return out
+}
+
+// counterparty is who stands on the other side of a transaction by which a member's account changed.
+func counterparty(m *ledger.Machine, t tx.Tx, self uint64) party {
+	member := func(k ident.PublicKey) party {
+		if mb, _, ok := m.MemberByKey(k); ok && mb.ID != self {
+			return party{mb.Name, mb.ID}
+		}
+		return party{}
+	}
+	tab := func(id tx.TabID) party {
+		if x, ok := m.Tab(id); ok {
+			other := x.PayeeID
+			if other == self {
+				other = x.PayerID
+			}
+			mb, _ := m.Member(other)
+			return party{mb.Name, other}
+		}
+		return member(t.Sender) // the tab is settled: who sent this is the other side, if it is not oneself
+	}
+	switch b := t.Body.(type) {
+	case *tx.Transfer:
+		if p := member(t.Sender); p.ID != 0 {
+			return p
+		}
+		return member(b.To)
+	case *tx.TabOpen:
+		return member(b.Payee)
+	case *tx.TabTopUp:
+		return tab(b.Tab)
+	case *tx.TabRenew:
+		return tab(b.Tab)
+	case *tx.TabClose:
+		return tab(b.Tab)
+	case *tx.TabClaim:
+		var all party
+		for _, raw := range b.Vouchers {
+			v, err := tx.ParseVoucher(raw[:])
+			if err != nil {
+				return party{}
+			}
+			p := tab(v.Tab)
+			if all.ID != 0 && p != all { // of several, which one this posting is of does not tell
+				return party{}
+			}
+			all = p
+		}
+		return all
+	case *tx.Contribute:
+		return party{Name: teller{m}.fund(b.Fund)}
+	case *tx.Deposit, *tx.Countersign, *tx.Spend, *tx.Charge, *tx.ShareBill, *tx.Reverse, *tx.Payout, *tx.Cancel, *tx.BuyShares, *tx.RedeemShares, *tx.Claim:
+		return party{Name: "the community"}
+	}
+	return party{}
 }
