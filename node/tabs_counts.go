@@ -39,6 +39,7 @@ type stint struct {
 	gap        bool
 	seen       time.Time // when there was a session last
 	kept       bool      // in tabs.json
+	waits      bool      // of a run before: the meter has not said yet how far it is
 }
 
 type accountKey struct {
@@ -141,7 +142,7 @@ func (c *counters) recall(l []keptStint) {
 	defer c.mu.Unlock()
 	for _, k := range l[:min(len(l), maxCounted)] {
 		if c.stints[k.Peer] == nil && (k.Role == pay.Payer || k.Role == pay.Payee) {
-			c.stints[k.Peer] = &stint{role: k.Role, epoch: k.Epoch, base: k.Base, last: k.Base, seen: time.Now(), kept: true}
+			c.stints[k.Peer] = &stint{role: k.Role, epoch: k.Epoch, base: k.Base, last: k.Base, seen: time.Now(), kept: true, waits: true}
 		}
 	}
 }
@@ -180,7 +181,7 @@ func (c *counters) outsideLocked(peer ident.PublicKey, role pay.Role, sent, recv
 		return
 	}
 	st.last = [2]uint64{max(st.last[0], sent), max(st.last[1], recv)} // a view may be older than what was committed
-	st.gap = gap
+	st.gap, st.waits = gap, false
 }
 
 // carryLocked takes what passed over the links.
@@ -352,6 +353,9 @@ func (c *counters) listLocked(now time.Time) []pay.Reading {
 	var out []pay.Reading
 	earns := c.t.self.Load() // who has no account bills nobody and owes nobody, and begins when there is one
 	for peer, s := range c.stints {
+		if s.waits { // a reading below the last would have all of it counted again
+			continue
+		}
 		if !earns {
 			s.base = s.last
 			continue

@@ -108,6 +108,9 @@ func TestStintsLast(t *testing.T) {
 	}
 	next := counting(true)
 	next.recall(kept)
+	if l := next.listLocked(time.Now()); len(l) != 0 {
+		t.Errorf("before the meter has said anything there is %+v", l)
+	}
 	next.outsideLocked(member, pay.Payee, 1700, 2500, false)
 	next.outsideLocked(stranger, pay.Payee, 1700, 2500, false)
 	for _, r := range next.listLocked(time.Now()) {

@@ -296,6 +296,9 @@ func (p *Pay) settleDebit(ctx context.Context, d *debit, now time.Time) error {
 	}
 	t, anchor, at, err := p.cfg.Settler.Tab(ctx, id)
 	if err != nil && !errors.Is(err, ErrNoTab) {
+		p.mu.Lock()
+		d.lookAt = now.Add(5 * time.Second) // nobody knows yet, as when the mesh is just coming up
+		p.mu.Unlock()
 		return err
 	}
 	if err != nil || t.Epoch != d.Tab.Epoch || t.Closing() || now.After(time.Unix(t.Expiry, 0).Add(-tabMargin)) {

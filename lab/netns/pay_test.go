@@ -60,8 +60,10 @@ func payingVillage(t *testing.T, bylaws ...string) paid {
 		defer cancel()
 		for _, n := range s.runs {
 			if node, err := s.World.node(n); err == nil && t.Failed() {
-				out, err := s.Exec(ctx, n, c.argv(node, "wallet")...)
-				t.Logf("%s's wallet (%v):\n%s", n, err, out)
+				for _, verb := range []string{"wallet", "meter"} {
+					out, err := s.Exec(ctx, n, c.argv(node, verb)...)
+					t.Logf("%s's %s (%v):\n%s", n, verb, err, out)
+				}
 			}
 		}
 	})
@@ -236,7 +238,7 @@ func TestPayLimit(t *testing.T) {
 	c.until("una has used up what she allows, and has the free tier", func() bool {
 		a := p.account("gina", "una", "payee", "internet")
 		w := p.wallet("una")
-		return a != nil && a.State == "throttled" && w.Spent == w.Cap
+		return a != nil && a.State == "throttled" && w.Spent == w.Cap && a.Paid == w.Spent // nothing is on its way
 	})
 	a := p.account("gina", "una", "payee", "internet")
 	rate := uint64(2 * line * 1e6 / 8)
