@@ -117,6 +117,9 @@ func (c *counters) Commit(now time.Time) ([]pay.Reading, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for peer, st := range c.stints {
+		if st.waits {
+			continue
+		}
 		p := totals.Find(peer)
 		c.outsideLocked(peer, 0, p.Outside.Delivered.Billed(), p.Outside.Recv.Billed(), st.gap)
 	}
