@@ -231,7 +231,7 @@ func outcome(g ledger.Progress) (result, why string) {
 	case ledger.Passed, ledger.Done:
 		return "passed", ""
 	case ledger.Rejected:
-		return "failed", fmt.Sprintf("majority: %d yes and %d no, and it takes more yes than no and %s of both", g.Yes, g.No, percent(g.Majority))
+		return "failed", fmt.Sprintf("majority: %d yes and %d no, and it takes more yes than no, and yes on at least %s of both together", g.Yes, g.No, percent(g.Majority))
 	case ledger.NoQuorum:
 		return "failed", fmt.Sprintf("quorum: %d of %d voted, and it takes %d", g.Ballots(), g.Eligible, g.Quorum)
 	case ledger.Lapsed:
@@ -281,7 +281,7 @@ func (t teller) course(id uint64, g ledger.Progress) string {
 		}
 		return text
 	case ledger.Voting:
-		return fmt.Sprintf("The vote lasts until %s: weft coop vote %d yes, no or abstain. It takes %s, more yes than no and %s of both.", clock(g.Closes), id, plural(int(g.Quorum), "ballot", "ballots"), percent(g.Majority))
+		return fmt.Sprintf("The vote lasts until %s: weft coop vote %d yes, no or abstain. It takes %s, more yes than no, and yes on at least %s of those that say either.", clock(g.Closes), id, plural(int(g.Quorum), "ballot", "ballots"), percent(g.Majority))
 	case ledger.Passed:
 		return fmt.Sprintf("It has passed and takes effect %s.", clock(g.Effect))
 	case ledger.Done:
