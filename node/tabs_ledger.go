@@ -114,10 +114,22 @@ func (c *coop) record(ctx context.Context, cl *bftclient.Client, k []byte) (valu
 // memberOf asks what a key is: that of a member in good standing, of a node that is registered as one's, or of nobody; and for the
 // key of that member.
 func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (what int, owner ident.PublicKey, err error) {
+	b, _, err := c.record(ctx, cl, tx.StateKeyBlocked(k))
+	if err != nil {
+		return ofNobody, owner, err
+	}
+	if len(b) > 0 {
+		var x tx.Blocked
+		if err := tx.Decode(b, &x); err != nil {
+			return ofNobody, owner, fmt.Errorf("the block list: %w", err)
+		}
+		if x.Until == 0 || time.Now().Unix() < x.Until {
+			return ofBlocked, owner, nil
+		}
+	}
 	var id uint64
 	st := ofMember
-	b, _, err := c.record(ctx, cl, tx.StateKeyKey(k))
-	if err != nil {
+	if b, _, err = c.record(ctx, cl, tx.StateKeyKey(k)); err != nil {
 		return ofNobody, owner, err
 	}
 	if len(b) > 0 {

@@ -17,6 +17,7 @@ type register struct {
 
 type standing struct {
 	member bool
+	barred bool      // nobody serves it, as the members have voted
 	sure   bool      // the key was shown to be a member's own: its record is never deleted
 	at     time.Time // when the ledger said so; zero: never
 	asked  bool      // somebody wants to know
@@ -25,10 +26,11 @@ type standing struct {
 
 // The standings of a key, as the ledger has them.
 const (
-	ofNobody   = iota // there is no record of it
-	ofInactive        // void, or of one who is not in good standing
-	ofNode            // a member's node or delegate
-	ofMember          // a member
+	ofBlocked  = iota - 1 // the members have voted that nobody serves it
+	ofNobody              // there is no record of it
+	ofInactive            // void, or of one who is not in good standing
+	ofNode                // a member's node or delegate
+	ofMember              // a member
 )
 
 func (r *register) is(now time.Time, k ident.PublicKey) bool {
@@ -95,7 +97,7 @@ func (r *register) note(now time.Time, k ident.PublicKey, st int, own bool) bool
 		return false
 	}
 	was := *s
-	*s = standing{member: st >= ofNode, sure: st == ofMember, at: now}
+	*s = standing{member: st >= ofNode, barred: st == ofBlocked, sure: st == ofMember, at: now}
 	if st == ofNobody && was.sure && !own {
 		s.member, s.sure = was.member, true
 	}
@@ -103,6 +105,14 @@ func (r *register) note(now time.Time, k ident.PublicKey, st int, own bool) bool
 		s.times = was.times + 1
 	}
 	return was.member != s.member
+}
+
+// barred reports whether the members have voted that nobody serves a node.
+func (r *register) barred(k ident.PublicKey) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.known[k]
+	return s != nil && s.barred
 }
 
 func (r *register) knows(k ident.PublicKey) bool {

@@ -358,6 +358,8 @@ func TestHiddenMembers(t *testing.T) {
 		{"a node's registration has ended", ofNode, ofNobody, false, false},
 		{"a stranger", ofNobody, ofNobody, false, false},
 		{"a newcomer", ofNobody, ofMember, false, true},
+		{"a member is put on the block list", ofMember, ofBlocked, false, false},
+		{"and taken off it", ofBlocked, ofMember, false, true},
 	} {
 		r := &register{known: map[ident.PublicKey]*standing{}}
 		now := time.Now()
@@ -367,6 +369,9 @@ func TestHiddenMembers(t *testing.T) {
 			news := r.note(now, tabKey(1), c.is, c.own)
 			if got := r.is(now, tabKey(1)); got != c.want {
 				t.Errorf("%s: a member is %v", c.name, got)
+			}
+			if got := r.barred(tabKey(1)); got != (c.is == ofBlocked) {
+				t.Errorf("%s: barred is %v", c.name, got)
 			}
 			if news && (c.was >= ofNode) == c.want {
 				t.Errorf("%s: is news", c.name)
