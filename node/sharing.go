@@ -124,7 +124,7 @@ func newSharing(n *Node) (*sharing, error) {
 	s.gw, err = gateway.New(gateway.Config{
 		Self: n.self, Log: n.log.With("room", "gateway"), Carrier: lateCarrier{n}, Filter: n.firewall.Outside(), Host: n.device.NewWriter,
 		Candidates: n.routing.gateways, Member: func(k ident.PublicKey) gateway.Tier {
-			return gateway.Tier{Member: n.cfg.Closed() || n.tabs.isMember(k), Barred: n.tabs.members.barred(k)}
+			return gateway.Tier{Member: n.tabs.isMember(k) || n.cfg.Closed(), Barred: n.tabs.members.barred(k)}
 		},
 		Changed: s.changed, Announce: n.routing.announce, Name: func(k ident.PublicKey) string { return n.routing.name(k.ID()) }, LeaseLog: log,
 		Ended: s.ended,
