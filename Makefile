@@ -48,7 +48,7 @@ unit:
 
 race:
 	CGO_ENABLED=1 go test -race -timeout 15m $(filter-out $(DRAWN),$(RACED))
-	CGO_ENABLED=1 go test -race -timeout 15m $(filter $(DRAWN),$(RACED)) $(SEED)
+	CGO_ENABLED=1 go test -race -timeout 15m $(filter $(DRAWN),$(RACED)) $(SEED) -rapid.checks=25
 
 # Everything that we promise to build for, without linking where that is enough.
 CROSS := linux/amd64 linux/arm64 linux/arm linux/mipsle darwin/arm64 windows/amd64

@@ -118,6 +118,7 @@ func (c *commons) vote(node, proposal string) {
 
 // A community from its founding on: members, money, votes, a second validator, a halt and its end, an audit.
 func TestCommunity(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w, ctx := village(t, "[topology]\nkind = 'line'\nn = 3\n")
 	if err := engine(); err != nil {
 		t.Fatal(err)

@@ -131,6 +131,7 @@ func (c *commons) leads(node, name string) (netip.Addr, error) {
 // A community's life with real processes: names in DNS, a lost key and a new one, a year's surplus, its division and the capital's way back,
 // the solidarity tier.
 func TestCommunityLife(t *testing.T) {
+	t.Parallel() // it mostly waits
 	w, ctx := village(t, "[topology]\nkind = 'line'\nn = 4\n")
 	if err := engine(); err != nil {
 		t.Fatal(err)

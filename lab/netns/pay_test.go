@@ -109,6 +109,7 @@ func (p paid) meter(node, with string) uint64 {
 
 // Members pay for the line that one of them shares, and the one between is paid for carrying.
 func TestPay(t *testing.T) {
+	t.Parallel() // it mostly waits
 	p := payingVillage(t)
 	c := p.c
 	c.run("una", "wallet", "cap", "10.00")
@@ -219,6 +220,7 @@ func TestPay(t *testing.T) {
 
 // Who reaches the limit has the free tier, and nobody else notices. Who is killed loses no credit, and makes none.
 func TestPayLimit(t *testing.T) {
+	t.Parallel() // it mostly waits
 	const line = 40 // Mbit/s
 	p := payingVillage(t, "tariff.carriage=50000")
 	c := p.c
