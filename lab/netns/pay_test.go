@@ -220,7 +220,7 @@ func TestPay(t *testing.T) {
 
 // Who reaches the limit has the free tier, and nobody else notices. Who is killed loses no credit, and makes none.
 func TestPayLimit(t *testing.T) {
-	t.Parallel() // it mostly waits
+	t.Parallel()    // it mostly waits
 	const line = 40 // Mbit/s
 	p := payingVillage(t, "tariff.carriage=50000")
 	c := p.c
