@@ -369,5 +369,8 @@ func TestLogNamesBothSides(t *testing.T) {
 	if !strings.Contains(log, "2.00 from Bea bread") {
 		t.Error(log)
 	}
+	if newest := c.run(bea, "wallet log --limit 1"); !strings.Contains(newest, "-1.00") || strings.Contains(newest, "20.00") {
+		t.Errorf("the newest line is %s", newest)
+	}
 	c.says(fay, "wallet log --json", `"counterparty": "Bea"`, `"counterparty_member": 2`, `"memo": "bread"`)
 }

@@ -251,7 +251,7 @@ func (c *walletSendCmd) Run(e *env) error {
 }
 
 type walletLogCmd struct {
-	Limit int `default:"50" help:"How many lines."`
+	Limit int `default:"50" help:"How many lines, the newest."`
 }
 
 func (c *walletLogCmd) Run(e *env) error {
@@ -267,11 +267,19 @@ func (c *walletLogCmd) Run(e *env) error {
 	}
 	cl := e.ledger()
 	defer cl.Close()
-	p, err := cl.Postings(e.ctx, fmt.Sprintf("member:%d", s.Member), 0, c.Limit)
-	if err != nil {
-		return plainLedger(err)
+	var list []bftclient.Posting // the newest, which come last
+	for from := int64(0); ; {
+		p, err := cl.Postings(e.ctx, fmt.Sprintf("member:%d", s.Member), from, 1000)
+		if err != nil {
+			return plainLedger(err)
+		}
+		list = append(list, p.List...)
+		list = list[max(0, len(list)-c.Limit):]
+		if from = p.Next; from == 0 {
+			break
+		}
 	}
-	withs := e.counterparties(cl, p.List, s.Member)
+	withs := e.counterparties(cl, list, s.Member)
 	if e.json {
 		type line struct {
 			Height int64  `json:"height"`
@@ -282,13 +290,13 @@ func (c *walletLogCmd) Run(e *env) error {
 			Memo   string `json:"memo,omitempty"`
 		}
 		out := []line{}
-		for i, x := range p.List {
+		for i, x := range list {
 			out = append(out, line{x.Height, x.Time, x.Amount, withs[i].Name, withs[i].ID, x.Memo})
 		}
 		return e.printJSON(out)
 	}
 	t := columns("WHEN", ">CREDITS", "", "WHAT")
-	for i, x := range p.List {
+	for i, x := range list {
 		way := " "
 		if withs[i].Name != "" {
 			way = map[bool]string{true: "from ", false: "to "}[x.Amount > 0] + withs[i].Name
