@@ -79,7 +79,7 @@ func (n *node) factor(of *node) int {
 	return noPenalty
 }
 
-// TestDropper: a relay that drops 30 % loses its traffic within about ten seconds, also when the other way costs more; the honest
+// TestDropper: a relay that drops 30 % loses its traffic within about ten seconds (a window begins when it begins), also when the other way costs more; the honest
 // relay is not blamed, and the traffic stays with it.
 func TestDropper(t *testing.T) {
 	for _, c := range []struct {
@@ -90,9 +90,9 @@ func TestDropper(t *testing.T) {
 		packets int
 		within  time.Duration
 	}{
-		{"one session", Outside, 100, 1, 20, 10 * time.Second},
-		{"five sessions", Outside, 100, 5, 10, 10 * time.Second},
-		{"the other way costs half as much again", Outside, 150, 2, 20, 10 * time.Second},
+		{"one session", Outside, 100, 1, 20, 12 * time.Second},
+		{"five sessions", Outside, 100, 5, 10, 12 * time.Second},
+		{"the other way costs half as much again", Outside, 150, 2, 20, 12 * time.Second},
 		{"the other way costs three times as much", Outside, 300, 2, 20, 20 * time.Second},
 		{"mesh traffic", Mesh, 100, 2, 20, 16 * time.Second},
 		{"little traffic", Outside, 100, 1, 2, 16 * time.Second},
