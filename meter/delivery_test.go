@@ -79,8 +79,8 @@ func (n *node) factor(of *node) int {
 	return noPenalty
 }
 
-// TestDropper: a relay that drops 30 % loses its traffic within about ten seconds (a window begins when it begins), also when the other way costs more; the honest
-// relay is not blamed, and the traffic stays with it.
+// TestDropper: a relay that drops 30 % loses its traffic within about ten seconds (a window begins when it begins), also when the
+// other way costs more; the honest relay is not blamed, and the traffic stays with it.
 func TestDropper(t *testing.T) {
 	for _, c := range []struct {
 		name    string
