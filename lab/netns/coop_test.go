@@ -97,8 +97,10 @@ func (c *commons) admit(sponsor, node, name string, vouchers ...string) {
 	}
 	word := strings.Fields(c.run(sponsor, "coop", "sponsor", st.Key.String()))[0]
 	c.run(node, "coop", "apply", "--name", name, word)
-	for _, v := range vouchers {
-		c.run(v, "coop", "vouch", name)
+	for _, v := range vouchers { // who keeps the ledger too may hear of the application a moment later
+		c.until(v+" has vouched for "+name, func() bool {
+			return c.Weft(c.ctx, v, nil, "coop", "vouch", name) == nil || c.coop(node).Member != 0
+		})
 	}
 	c.until(name+" is a member", func() bool { return c.coop(node).Member != 0 })
 }
