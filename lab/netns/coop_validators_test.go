@@ -131,8 +131,7 @@ func (c *commons) balances(want map[string]int64) {
 // and all halts, says so and resumes; one loses its ledger and begins with a snapshot; a partition in which packets vanish loses nothing and
 // does nothing twice; and the founder goes for good.
 func TestValidators(t *testing.T) {
-	t.Setenv("WEFT_LEDGER_SNAPSHOTS", "10")
-	t.Setenv("WEFT_LEDGER_REPLAY", "1")
+	t.Parallel() // it mostly waits
 	w, ctx := village(t, "[topology]\nkind = 'ring'\nn = 4\n[defaults]\ndelay = '30ms'\n")
 	if err := engine(); err != nil {
 		t.Fatal(err)

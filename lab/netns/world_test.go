@@ -22,6 +22,9 @@ func TestMain(m *testing.M) {
 		}
 		_ = release // the lock ends with the process
 	}
+	// Of all ledgers in these worlds: newcomers begin with a snapshot.
+	os.Setenv("WEFT_LEDGER_SNAPSHOTS", "10")
+	os.Setenv("WEFT_LEDGER_REPLAY", "1")
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		if scratch != "" {
 			os.RemoveAll(scratch)
