@@ -219,7 +219,7 @@ func (b *bench) plan(topology string) (measures []measure, systems []string, idl
 		idle = b.wants(Measures, "idle")
 	}
 	for _, s := range can {
-		if b.wants(Systems, s) && (s != "weft" && s != plane && s != paying || b.opt.Binary != "") && (s != paying || b.hasLedger()) && (s != "wireguard-hops" || nodes[topology] > 2) {
+		if b.wants(Systems, s) && (s != "weft" && s != plane && s != paying || b.opt.Binary != "") && (s != paying || topology == "gateway" && b.hasLedger()) && (s != "wireguard-hops" || nodes[topology] > 2) {
 			systems = append(systems, s)
 		}
 	}
