@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"weft/api"
 	"weft/config"
 	"weft/forward"
+	"weft/gateway"
 	"weft/ident"
 	"weft/link"
 	"weft/route"
@@ -251,4 +254,24 @@ func (r *routing) stats() (route.Stats, []route.LSAInfo) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.core.Stats(), r.core.LSDB()
+}
+
+// linkList is all links.
+func (r *routing) linkList() []*link.Link {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.links))
+}
+
+// gatewayIDs are the nodes that announce a gateway, this one among them.
+func gatewayIDs(t *route.Table) map[ident.NodeID]struct{} {
+	out := map[ident.NodeID]struct{}{}
+	for id, v := range t.Nodes() {
+		if b := v.Extension(wire.ExtGateway); b != nil {
+			if _, err := gateway.ParseOffer(b); err == nil {
+				out[id] = struct{}{}
+			}
+		}
+	}
+	return out
 }

@@ -21,14 +21,15 @@ import (
 type counters struct {
 	t *tabs
 
-	mu      sync.Mutex // guards what follows
-	epoch   uint64     // of this process
-	stints  map[ident.PublicKey]*stint
-	carried map[accountKey]*carried
-	hauls   map[uint32]*haulage // by the index of the link
-	peaks   map[pay.ID]*peak
-	table   *route.Table   // of far
-	far     map[uint32]int // hops to the farthest node behind a link
+	mu       sync.Mutex // guards what follows
+	epoch    uint64     // of this process
+	stints   map[ident.PublicKey]*stint
+	carried  map[accountKey]*carried
+	hauls    map[uint32]*haulage // by the index of the link
+	peaks    map[pay.ID]*peak
+	table    *route.Table              // of far and gateways
+	far      map[uint32]int            // hops to the farthest node behind a link
+	gateways map[ident.NodeID]struct{} // who announces a gateway
 }
 
 // stint is the time for which a peer is this node's gateway, or its client.
@@ -197,18 +198,18 @@ func (c *counters) carryLocked(view *meter.View) {
 			delivered[v.Neighbour] = v.Delivered
 		}
 	}
-	w := ways{self: r.n.self.ID(), hops: func(dest ident.NodeID) int {
-		hop, _ := table.Route(dest)
-		return int(hop.Hops)
-	}, gateways: gatewayIDs(table), delivered: delivered}
-	_, w.serves = w.gateways[w.self]
 	links := r.linkList()
 	if c.table != table {
-		c.table, c.far = table, map[uint32]int{}
+		c.table, c.far, c.gateways = table, map[uint32]int{}, gatewayIDs(table)
 		for _, hop := range table.Routes() {
 			c.far[hop.Link] = max(c.far[hop.Link], int(hop.Hops))
 		}
 	}
+	w := ways{self: r.n.self.ID(), hops: func(dest ident.NodeID) int {
+		hop, _ := table.Route(dest)
+		return int(hop.Hops)
+	}, gateways: c.gateways, delivered: delivered}
+	_, w.serves = w.gateways[w.self]
 	at := map[uint32]ident.NodeID{}
 	for _, l := range links {
 		at[l.ID()] = l.Peer().ID()

@@ -5,20 +5,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
-	"weft/gateway"
 	"weft/ident"
 	"weft/ledger"
 	"weft/ledger/bft/bftclient"
 	"weft/ledger/lite"
 	"weft/ledger/tx"
-	"weft/link"
 	"weft/pay"
-	"weft/route"
-	"weft/wire"
 )
 
 // settler is the ledger as pay sees it.
@@ -30,10 +24,7 @@ func (s settler) Account(ctx context.Context) (tx.Account, error) {
 	cl := s.c.client()
 	defer cl.Close()
 	var a tx.Account
-	b, _, err := s.c.record(ctx, cl, tx.StateKeyAccount(s.c.n.self))
-	if err == nil && len(b) > 0 {
-		err = tx.Decode(b, &a)
-	}
+	_, err := s.c.load(ctx, cl, tx.StateKeyAccount(s.c.n.self), &a)
 	return a, err
 }
 
@@ -74,12 +65,9 @@ func (s settler) Tab(ctx context.Context, id tx.TabID) (t tx.Tab, anchor []byte,
 func (s settler) look(ctx context.Context, id tx.TabID) (t tx.Tab, err error) {
 	cl := s.c.client()
 	defer cl.Close()
-	b, _, err := s.c.record(ctx, cl, tx.StateKeyTab(id))
-	if err == nil && len(b) == 0 {
+	ok, err := s.c.load(ctx, cl, tx.StateKeyTab(id), &t)
+	if err == nil && !ok {
 		err = pay.ErrNoTab
-	}
-	if err == nil {
-		err = tx.Decode(b, &t)
 	}
 	return t, err
 }
@@ -111,32 +99,33 @@ func (c *coop) record(ctx context.Context, cl *bftclient.Client, k []byte) (valu
 	return v.Value, at, err
 }
 
+// load reads a record as record does, and reports whether there is one.
+func (c *coop) load(ctx context.Context, cl *bftclient.Client, k []byte, r tx.Record) (ok bool, err error) {
+	b, _, err := c.record(ctx, cl, k)
+	if err != nil || len(b) == 0 {
+		return false, err
+	}
+	return true, tx.Decode(b, r)
+}
+
 // memberOf asks what a key is: that of a member in good standing, of a node that is registered as one's, or of nobody; and for the
 // key of that member.
 func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.PublicKey) (what int, owner ident.PublicKey, err error) {
-	b, _, err := c.record(ctx, cl, tx.StateKeyBlocked(k))
-	if err != nil {
-		return ofNobody, owner, err
-	}
-	if len(b) > 0 {
-		var x tx.Blocked
-		if err := tx.Decode(b, &x); err != nil {
-			return ofNobody, owner, fmt.Errorf("the block list: %w", err)
-		}
-		if x.Until == 0 || time.Now().Unix() < x.Until {
-			return ofBlocked, owner, nil
-		}
+	var x tx.Blocked
+	ok, err := c.load(ctx, cl, tx.StateKeyBlocked(k), &x)
+	switch {
+	case err != nil:
+		return ofNobody, owner, fmt.Errorf("the block list: %w", err)
+	case ok && (x.Until == 0 || time.Now().Unix() < x.Until):
+		return ofBlocked, owner, nil
 	}
 	var id uint64
 	st := ofMember
-	if b, _, err = c.record(ctx, cl, tx.StateKeyKey(k)); err != nil {
-		return ofNobody, owner, err
+	var r tx.KeyRole
+	if ok, err = c.load(ctx, cl, tx.StateKeyKey(k), &r); err != nil {
+		return ofNobody, owner, fmt.Errorf("the register: %w", err)
 	}
-	if len(b) > 0 {
-		var r tx.KeyRole
-		if err := tx.Decode(b, &r); err != nil {
-			return ofNobody, owner, fmt.Errorf("the register: %w", err)
-		}
+	if ok {
 		switch r.Role {
 		case tx.RoleVoid:
 			return ofInactive, owner, nil
@@ -146,11 +135,11 @@ func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.Publi
 		id = r.Member
 	} else {
 		var n tx.Node
-		if b, _, err = c.record(ctx, cl, tx.StateKeyNode(k)); err != nil || len(b) == 0 {
-			return ofNobody, owner, err
-		}
-		if err := tx.Decode(b, &n); err != nil {
+		if ok, err = c.load(ctx, cl, tx.StateKeyNode(k), &n); err != nil {
 			return ofNobody, owner, fmt.Errorf("registered nodes: %w", err)
+		}
+		if !ok {
+			return ofNobody, owner, nil
 		}
 		if time.Now().Unix() > n.Until {
 			return ofInactive, owner, nil
@@ -158,12 +147,8 @@ func (c *coop) memberOf(ctx context.Context, cl *bftclient.Client, k ident.Publi
 		id, st = n.Member, ofNode
 	}
 	var m tx.Member
-	b, _, err = c.record(ctx, cl, tx.StateKeyMember(id))
-	if err == nil && len(b) == 0 {
+	if ok, err = c.load(ctx, cl, tx.StateKeyMember(id), &m); err == nil && !ok {
 		err = errors.New("it leads to no member")
-	}
-	if err == nil {
-		err = tx.Decode(b, &m)
 	}
 	if err != nil {
 		return ofNobody, owner, fmt.Errorf("the register: %w", err)
@@ -257,24 +242,4 @@ func parseAnchor(b []byte) (*lite.Block, *lite.Record, error) {
 		return nil, nil, bad
 	}
 	return block, record, nil
-}
-
-// linkList is all links.
-func (r *routing) linkList() []*link.Link {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return slices.Collect(maps.Values(r.links))
-}
-
-// gatewayIDs are the nodes that announce a gateway, this one among them.
-func gatewayIDs(t *route.Table) map[ident.NodeID]struct{} {
-	out := map[ident.NodeID]struct{}{}
-	for id, v := range t.Nodes() {
-		if b := v.Extension(wire.ExtGateway); b != nil {
-			if _, err := gateway.ParseOffer(b); err == nil {
-				out[id] = struct{}{}
-			}
-		}
-	}
-	return out
 }
